@@ -1,0 +1,30 @@
+PYTHON = python3
+BIN = .venv/bin
+# As root JupyterLab wants --allow-root. The last two keep it from asking a server for news and updates.
+LAB = $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) \
+	--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+
+.PHONY: lab test test-gpu notebooks clean
+
+lab: .venv/installed
+	$(LAB) $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+	@if $(BIN)/python -c "import torch; exit(not torch.cuda.is_available())"; then $(MAKE) test-gpu; fi
+
+test-gpu: .venv/installed
+	BERT_COURSE_DEVICE=cuda $(BIN)/python -m pytest notebooks
+
+notebooks: .venv/installed
+	$(BIN)/bert-course stamp
+	BERT_COURSE_DEVICE=cpu $(BIN)/python tests/execute_lessons.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[lab,test]"
+	@touch $@

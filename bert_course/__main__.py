@@ -1,0 +1,3 @@
+from bert_course.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,146 @@
+"""The command line: `bert-course …`, the same as `python -m bert_course …`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bert-course", description="BERT Course on the command line.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("doctor", help="check this machine and the course's data")
+    command.set_defaults(run=doctor)
+
+    command = commands.add_parser("stamp", help="for authors: write the repository's address and data/SHA256SUMS anew")
+    command.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is out of date")
+    command.set_defaults(run=stamp)
+
+    command = commands.add_parser("pretrain", help="pretrain a BERT", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("--corpus", default="docstrings", help="'docstrings', a .txt, .gz or .xz file, or a folder of them")
+    command.add_argument("--output", required=True, help="folder of the checkpoint; also of the log and the training state")
+    command.add_argument("--preset", default="mini", help="tiny, mini, small, medium, base or large")
+    command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
+    command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train")
+    command.add_argument("--dropout", type=float, default=0.0, help="while pretraining; the checkpoint says 0.1")
+    budget = command.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=int)
+    budget.add_argument("--minutes", type=float)
+    command.add_argument("--phases", default="0.2:64:0.25,0.6:128:0.15,0.08:512:0.15,0.12:128:0.15",
+                         help="share of the budget : sequence length : mask rate, one after the other")
+    command.add_argument("--batch-tokens", type=int, default=4096)
+    command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint")
+    command.add_argument("--model", default=None, help="folder; default: the course's own")
+    command.add_argument("--corpus", default="docstrings")
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("fill-mask", help="guess the [MASK] in a text")
+    command.add_argument("text")
+    command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
+    command.set_defaults(run=fill_mask)
+
+    command = commands.add_parser("study", help="the measurements that lesson 12 plots: many runs, some minutes each")
+    command.add_argument("name", choices=["reviews"])
+    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--output", type=Path, default=Path("data/studies/reviews.json"), help="goes on where it stopped")
+    command.set_defaults(run=study)
+
+    args = parser.parse_args(argv)
+    sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("bert-course: stopped", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"bert-course: {error}", file=sys.stderr)
+    except ImportError as error:
+        print(f"bert-course: {error}. Set the course up first: the README says how.", file=sys.stderr)
+    return 1
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from bert_course.doctor import checks
+
+    rows = checks()
+    for row in rows:
+        print(f"{'✓' if row.ok else '✗'} {row.name:<22} {row.found}")
+        if not row.ok:
+            print(f"{'':<24} fix: {row.fix}")
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def stamp(args: argparse.Namespace) -> int:
+    from bert_course.stamp import stale
+
+    files = stale()
+    for path, text in files.items():
+        print(f"{path}: {'out of date' if args.check else 'stamped'}")
+        if not args.check:
+            path.write_text(text, encoding="utf-8", newline="\n")
+    return 1 if args.check and files else 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    import itertools
+
+    from bert_course import corpora
+    from bert_course.config import BertConfig
+    from bert_course.pretraining import Recipe, pretrain
+    from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
+
+    phases = tuple((float(s), int(n), float(r)) for s, n, r in (phase.split(":") for phase in args.phases.split(",")))
+    recipe = Recipe(args.steps, args.minutes, phases, args.batch_tokens, args.learning_rate, seed=args.seed)
+    if args.resume:
+        tokenizer = WordPieceTokenizer.from_pretrained(args.output)
+    elif args.vocab:
+        tokenizer = WordPieceTokenizer.from_file(args.vocab)
+    else:
+        print(f"training a vocabulary of {args.vocab_size} pieces …")
+        sample = itertools.islice(corpora.documents(args.corpus), 6000)
+        tokenizer = train_wordpiece((paragraph for document in sample for paragraph in document), args.vocab_size)
+    config = BertConfig.preset(
+        args.preset, vocab_size=tokenizer.vocab_size, hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout
+    )
+    pretrain(args.corpus, args.output, tokenizer, config, recipe, args.device, args.resume)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from bert_course import data_path
+    from bert_course.checkpoint import from_pretrained
+    from bert_course.model import BertForPreTraining
+    from bert_course.pretraining import evaluate
+    from bert_course.wordpiece import WordPieceTokenizer
+
+    folder = args.model or data_path("bert-course-mini")
+    model = from_pretrained(BertForPreTraining, folder)
+    for name, value in evaluate(model, args.corpus, WordPieceTokenizer.from_pretrained(folder)).items():
+        print(f"{name:<18} {value:.4g}" if isinstance(value, float) else f"{name:<18} {value}")
+    return 0
+
+
+def fill_mask(args: argparse.Namespace) -> int:
+    from bert_course import checkpoint, data_path
+    from bert_course.model import BertForMaskedLM
+    from bert_course.pretraining import fill_mask
+    from bert_course.wordpiece import WordPieceTokenizer
+
+    folder = checkpoint.find(args.model or data_path("bert-course-mini"))
+    model, tokenizer = checkpoint.from_pretrained(BertForMaskedLM, folder), WordPieceTokenizer.from_pretrained(folder)
+    for guesses in fill_mask(model, tokenizer, args.text):
+        print("  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    from bert_course.finetuning import study_reviews
+
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    study_reviews(args.output, args.seeds)
+    return 0
