@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -35,12 +36,16 @@ def from_pretrained(model_class: type[nn.Module], name: str | Path, new_head: bo
     Raises:
         FileNotFoundError: if there is no config.json or model.safetensors.
         ValueError: if the file is damaged, or a tensor is missing, unknown or of the wrong shape; says which.
+        TypeError: if a change is to a field that `BertConfig` does not have.
     """
+    if unknown := config_changes.keys() - {field.name for field in fields(BertConfig)}:
+        raise TypeError(f"BertConfig has no field {', '.join(sorted(unknown))}.")
     folder = find(name)
     config = BertConfig.from_dict(read_json(folder / "config.json") | config_changes)
     model = model_class(config)
     if (folder / "vocab.txt").exists():
-        pieces = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+        with open(folder / "vocab.txt", encoding="utf-8") as lines:  # unlike splitlines, ends a line at line feeds only
+            pieces = sum(1 for _ in lines)
         if pieces > config.vocab_size:
             raise ValueError(f"{folder}: vocab.txt has {pieces} pieces, but the model only {config.vocab_size} embeddings.")
 
@@ -65,16 +70,20 @@ def from_pretrained(model_class: type[nn.Module], name: str | Path, new_head: bo
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write config.json and model.safetensors; `dtype` (e.g. torch.float16) converts. Nothing is left half-written."""
+    """Write config.json and model.safetensors; `dtype` (e.g. torch.float16) converts.
+
+    Raises:
+        OSError: if they cannot be written, on a full disk for example. What was in `folder` before is then unchanged.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to("cpu", dtype or v.dtype).contiguous() for k, v in model.state_dict().items() if k not in TIED}
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {"architectures": [type(model).__name__], "dtype": stored} | model.config.to_dict()
-    with replacing(folder / "model.safetensors") as path:
-        save_file(tensors, path, metadata={"format": "pt"})
-    with replacing(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # The weights are renamed first: Windows refuses that while another program has them open, and config.json then stays.
+    with replacing(folder / "config.json") as config_path, replacing(folder / "model.safetensors") as weights_path:
+        config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(tensors, weights_path)
 
 
 class replacing:
@@ -90,10 +99,13 @@ class replacing:
         return self.temporary
 
     def __exit__(self, kind, error, traceback):
-        if kind is None:
-            os.chmod(self.temporary, 0o644)
-            os.replace(self.temporary, self.path)
-        else:
+        try:
+            if kind is None:
+                with open(self.temporary, "rb+") as file:
+                    os.fsync(file.fileno())  # on the disk before it takes the old file's place
+                os.chmod(self.temporary, 0o644)
+                os.replace(self.temporary, self.path)
+        finally:
             self.temporary.unlink(missing_ok=True)
 
 
@@ -130,6 +142,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}). Download or save it again.") from None
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file. Raises OSError if it cannot be written."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: not saved ({error}). Is the disk full? What was there before is unchanged.") from error
 
 
 def _rename(tensors: dict, model: nn.Module) -> dict:

@@ -22,15 +22,16 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--preset", default="mini", help="tiny, mini, small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
     command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train")
-    command.add_argument("--dropout", type=float, default=0.0, help="while pretraining; the checkpoint says 0.1")
+    command.add_argument("--dropout", type=float, default=0.0, help="while pretraining: none, since no text is read twice")
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
-    command.add_argument("--phases", default="0.2:64:0.25,0.6:128:0.15,0.08:512:0.15,0.12:128:0.15",
-                         help="share of the budget : sequence length : mask rate, one after the other")
-    command.add_argument("--batch-tokens", type=int, default=4096)
+    command.add_argument("--phases", type=phases,
+                         default="0.55:32:0.2:1024,0.3:64:0.15:1024,0.03:512:0.15:4096,0.12:128:0.15:2048",
+                         help="one after the other: share of the budget, sequence length, mask rate, tokens in a batch")
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--no-warm-start", action="store_true", help="start from noise, not from counts of neighbours")
     command.add_argument("--device", default="cpu")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     command.set_defaults(run=pretrain)
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
     command.set_defaults(run=fill_mask)
 
-    command = commands.add_parser("study", help="the measurements that lesson 12 plots: many runs, some minutes each")
+    command = commands.add_parser("study", help="the runs behind lesson 12's figures: about ten minutes")
     command.add_argument("name", choices=["reviews"])
     command.add_argument("--seeds", type=int, default=5)
     command.add_argument("--output", type=Path, default=Path("data/studies/reviews.json"), help="goes on where it stopped")
@@ -86,6 +87,15 @@ def stamp(args: argparse.Namespace) -> int:
     return 1 if args.check and files else 0
 
 
+def phases(text: str) -> tuple[tuple[float, int, float, int], ...]:
+    try:
+        parts = [phase.split(":") for phase in text.split(",")]
+        return tuple((float(share), int(length), float(rate), int(tokens)) for share, length, rate, tokens in parts)
+    except ValueError:
+        message = f"'{text}': every phase is share:length:mask rate:tokens, as in 1:128:0.15:4096"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def pretrain(args: argparse.Namespace) -> int:
     import itertools
 
@@ -94,8 +104,10 @@ def pretrain(args: argparse.Namespace) -> int:
     from bert_course.pretraining import Recipe, pretrain
     from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
-    phases = tuple((float(s), int(n), float(r)) for s, n, r in (phase.split(":") for phase in args.phases.split(",")))
-    recipe = Recipe(args.steps, args.minutes, phases, args.batch_tokens, args.learning_rate, seed=args.seed)
+    recipe = Recipe(
+        args.steps, args.minutes, args.phases, args.learning_rate,
+        seed=args.seed, dropout=args.dropout, warm_start=not args.no_warm_start,
+    )
     if args.resume:
         tokenizer = WordPieceTokenizer.from_pretrained(args.output)
     elif args.vocab:
@@ -104,21 +116,19 @@ def pretrain(args: argparse.Namespace) -> int:
         print(f"training a vocabulary of {args.vocab_size} pieces …")
         sample = itertools.islice(corpora.documents(args.corpus), 6000)
         tokenizer = train_wordpiece((paragraph for document in sample for paragraph in document), args.vocab_size)
-    config = BertConfig.preset(
-        args.preset, vocab_size=tokenizer.vocab_size, hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout
-    )
+    config = BertConfig.preset(args.preset, vocab_size=tokenizer.vocab_size)
     pretrain(args.corpus, args.output, tokenizer, config, recipe, args.device, args.resume)
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
     from bert_course import data_path
-    from bert_course.checkpoint import from_pretrained
+    from bert_course.checkpoint import find, from_pretrained
     from bert_course.model import BertForPreTraining
     from bert_course.pretraining import evaluate
     from bert_course.wordpiece import WordPieceTokenizer
 
-    folder = args.model or data_path("bert-course-mini")
+    folder = find(args.model or data_path("bert-course-mini"))
     model = from_pretrained(BertForPreTraining, folder)
     for name, value in evaluate(model, args.corpus, WordPieceTokenizer.from_pretrained(folder)).items():
         print(f"{name:<18} {value:.4g}" if isinstance(value, float) else f"{name:<18} {value}")

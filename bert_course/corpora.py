@@ -10,10 +10,15 @@ import importlib.util
 import inspect
 import lzma
 import re
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-LIBRARIES = ("torch", "transformers", "numpy", "pandas", "sklearn", "matplotlib", "networkx", "sympy", "scipy", "datasets", "tokenizers", "accelerate")
+LIBRARIES = (
+    "torch", "transformers", "datasets", "tokenizers", "accelerate",
+    "numpy", "scipy", "pandas", "sklearn", "sympy", "networkx", "matplotlib",
+)
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 LONGEST = 100  # paragraphs; a longer document (a book) is read as several
 
@@ -63,7 +68,7 @@ def _file_documents(path: Path) -> Iterator[list[str]]:
                 if document and (not line.strip() or len(document) == LONGEST):
                     yield document
                     document, empty = [], False
-    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}. Is the file complete?") from None
     if document:
         yield document
@@ -80,14 +85,18 @@ def _docstring_documents() -> Iterator[list[str]]:
             roots.append(Path(spec.submodule_search_locations[0]))
     for root in roots:
         for path in sorted(root.rglob("*.py")):
-            if "site-packages" in path.relative_to(root).parts or "test" in path.name or "tests" in path.parts:
+            inside = path.relative_to(root)
+            if "site-packages" in inside.parts or "test" in path.name or "tests" in inside.parts:
                 continue
             try:
-                tree = ast.parse(path.read_bytes())
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # a library's "\d" is no concern of ours
+                    tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):
                 continue
-            places = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
-            paragraphs = [p for n in places for p in _prose(ast.get_docstring(n) or "")]
+            documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            places = (node for node in ast.walk(tree) if isinstance(node, documented))
+            paragraphs = [p for node in places for p in _prose(ast.get_docstring(node) or "")]
             if paragraphs:
                 yield paragraphs
 

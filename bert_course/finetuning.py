@@ -1,9 +1,11 @@
 """Fine-tuning a pretrained BERT, and using the result (Devlin et al. 2019, section 4 and appendix A.3)."""
 
+import hashlib
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import data_path, tasks
-from .checkpoint import from_pretrained, replacing
-from .inputs import batch, encode
+from .checkpoint import from_pretrained, read_json, replacing
+from .doctor import processor
+from .inputs import Encoding, batch, encode
 from .model import BertForSequenceClassification, parameter_groups
 from .wordpiece import WordPieceTokenizer
+
+STUDY_EPOCHS = {100: 10, 350: 6, 1420: 4}  # training reviews: epochs; about 6 times the whole training set for each start
 
 
 def train_classifier(
@@ -34,32 +39,36 @@ def train_classifier(
     Args:
         train, validation: rows with "text" and "label" (a class id).
         learning_rate: at its peak. The paper's 2e-5 to 5e-5 are for base and large; a small model wants more.
+        warmup: share of the steps in which the learning rate rises.
         seed: decides the order of the rows and what dropout drops.
     Returns:
         for each epoch the mean training loss and the accuracy on `validation`.
     Raises:
-        ValueError: if there is nothing to train on, or a label the model does not have.
+        ValueError: if there is nothing to train on or to validate with, a label the model does not have, or a text too long.
     """
     unknown = {row["label"] for row in (*train, *validation)} - set(range(model.config.num_labels))
-    if not train or unknown:
-        raise ValueError(f"labels {sorted(unknown)} are not in the model's {model.config.id2label}." if train else "no rows to train on.")
-    device = next(model.parameters()).device
+    if unknown:
+        raise ValueError(f"labels {sorted(unknown)} are not among the model's {model.config.id2label}.")
+    if not train or not validation:
+        raise ValueError(f"no rows to {'validate with' if train else 'train on'}.")
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    rows = [(encode(tokenizer, row["text"], max_length=model.config.max_position_embeddings), row["label"]) for row in train]
+    encode_all(model, tokenizer, (row["text"] for row in validation))  # a text too long is refused here, not after an epoch
+    encodings = encode_all(model, tokenizer, (row["text"] for row in train))
+    rows = list(zip(encodings, (row["label"] for row in train)))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=learning_rate)
     steps = epochs * -(-len(rows) // batch_size)
+    rising = max(1, warmup * steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / max(1, warmup * steps), (steps - step) / max(1, steps - warmup * steps))
+        optimizer, lambda step: min((step + 1) / rising, (steps - step) / max(1, steps - rising))
     )
     history = []
     for _ in range(epochs):
         model.train()
         losses = []
         for chosen in similar_lengths(rows, batch_size, rng):
-            inputs = batch([encoding for encoding, _ in chosen], tokenizer.pad_id)
-            labels = torch.tensor([label for _, label in chosen])
-            loss = model(**{k: v.to(device) for k, v in inputs.items()}, labels=labels.to(device)).loss
+            encodings, labels = zip(*chosen)
+            loss = model(**to_model(model, tokenizer, encodings), labels=torch.tensor(labels, device=device_of(model))).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -70,7 +79,7 @@ def train_classifier(
     return history
 
 
-def similar_lengths(rows: list, batch_size: int, rng: random.Random) -> list[list]:
+def similar_lengths(rows: list[tuple], batch_size: int, rng: random.Random) -> list[list[tuple]]:
     """Batches in random order, of rows of about equal length, so that little of a batch is padding."""
     jittered = sorted(rows, key=lambda row: len(row[0]) + rng.uniform(-4, 4))
     batches = [jittered[i : i + batch_size] for i in range(0, len(rows), batch_size)]
@@ -79,56 +88,121 @@ def similar_lengths(rows: list, batch_size: int, rng: random.Random) -> list[lis
 
 
 @torch.no_grad()
-def predict(model: BertForSequenceClassification, tokenizer: WordPieceTokenizer, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Probabilities (len(texts), labels) of each class, on the CPU."""
+def predict(
+    model: BertForSequenceClassification, tokenizer: WordPieceTokenizer, texts: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """Probabilities (len(texts), labels) of each class, on the CPU, in the order of the texts."""
     model.eval()
-    device = next(model.parameters()).device
-    encodings = [encode(tokenizer, text, max_length=model.config.max_position_embeddings) for text in texts]
+    encodings = encode_all(model, tokenizer, texts)
     order = sorted(range(len(texts)), key=lambda i: len(encodings[i]))
     probabilities = torch.empty(len(texts), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        inputs = batch([encodings[i] for i in chosen], tokenizer.pad_id)
-        logits = model(**{k: v.to(device) for k, v in inputs.items()}).logits
+        logits = model(**to_model(model, tokenizer, [encodings[i] for i in chosen])).logits
         probabilities[chosen] = logits.softmax(-1).float().cpu()
     return probabilities
 
 
-def accuracy(model, tokenizer, rows: Sequence[dict]) -> float:
+def accuracy(model: BertForSequenceClassification, tokenizer: WordPieceTokenizer, rows: Sequence[dict]) -> float:
     guesses = predict(model, tokenizer, [row["text"] for row in rows]).argmax(-1)
-    return (guesses == torch.tensor([row["label"] for row in rows])).float().mean().item()
+    return sum(guess == row["label"] for guess, row in zip(guesses.tolist(), rows)) / len(rows)
 
 
-def study_reviews(output: Path, seeds: int, checkpoint: str | Path | None = None) -> dict:
-    """Accuracy on data/reviews over seeds: pretrained against random start, at several sizes of the training set.
+def encode_all(model: torch.nn.Module, tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[Encoding]:
+    return [encode(tokenizer, text, max_length=model.config.max_position_embeddings) for text in texts]
 
-    Writes every run to `output` as it is done and, when called again, does only what is missing.
+
+def to_model(model: torch.nn.Module, tokenizer: WordPieceTokenizer, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+    return {name: ids.to(device_of(model)) for name, ids in batch(encodings, tokenizer.pad_id).items()}
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def bag_of_words(longest: int = 1):
+    """TF-IDF and logistic regression, as a scikit-learn pipeline: which words stand in a text, not in which order.
+
+    Args:
+        longest: 2 counts pairs of neighbouring words too.
     """
-    checkpoint = checkpoint or data_path("bert-course-mini")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    counts = TfidfVectorizer(ngram_range=(1, longest), token_pattern=r"[\w']+")  # "didn't" is one word
+    return make_pipeline(counts, LogisticRegression(C=10, max_iter=1000))  # C chosen on the validation split
+
+
+def score(rows: Sequence[dict], guesses: Sequence[int]) -> dict[str, float]:
+    """Accuracy on data/reviews: all rows, each case, domains seen and not seen in training, and pairs with both twins right."""
+    groups, pairs = defaultdict(list), defaultdict(list)
+    for row, guess in zip(rows, guesses, strict=True):
+        right = guess == row["label"]
+        for group in ("all", row["case"], "shifted" if row["domain"] in tasks.SHIFTED else "in domain"):
+            groups[group].append(right)
+        pairs[row["pair"]].append(right)
+    groups["both twins"] = [all(twins) for twins in pairs.values()]
+    return {group: sum(right) / len(right) for group, right in groups.items()}
+
+
+def sample_pairs(rows: Sequence[dict], size: int, seed: int) -> list[dict]:
+    """`size` rows in whole pairs, so that both labels are equally frequent."""
+    pairs = sorted({row["pair"] for row in rows})
+    chosen = set(random.Random(seed).sample(pairs, size // 2))
+    return [row for row in rows if row["pair"] in chosen]
+
+
+def study_reviews(
+    output: Path, seeds: int, checkpoint: str | Path | None = None, epochs: dict[int, int] = STUDY_EPOCHS
+) -> dict:
+    """Scores on the test split of data/reviews by seed, number of training reviews and kind of model.
+
+    The kinds: "pretrained", "random" (the same network from random weights) and "bag of words" (of 1 and of 1 to 2 words).
+    Writes every run to `output` as it is done and, when called again, does only what is missing.
+
+    Raises:
+        ValueError: if `output` holds runs of another checkpoint, other reviews or other numbers of epochs.
+    """
+    checkpoint = Path(checkpoint or data_path("bert-course-mini"))
     tokenizer = WordPieceTokenizer.from_pretrained(checkpoint)
-    splits = {name: split.to_list() for name, split in tasks.load("sentiment").items()}
-    result = json.loads(output.read_text()) if output.exists() else {"runs": []}
-    sizes = [size for size in (50, 100, 200, 400, 800) if size < len(splits["train"])] + [len(splits["train"])]
-    plan = [(seed, size, pretrained) for seed in range(seeds) for size in sizes for pretrained in (True, False)]
-    done = {(run["seed"], run["size"], run["pretrained"]) for run in result["runs"]}
-    for seed, size, pretrained in tqdm([p for p in plan if p not in done], unit="run"):
+    files = {split: data_path("reviews") / f"{split}.csv" for split in ("train", "validation", "test")}
+    train, validation, test = (tasks.read_reviews(path) for path in files.values())
+    made_from = fingerprint(checkpoint / "model.safetensors", *files.values()) + f" {sorted(epochs.items())}"
+    result = {"made_from": made_from, "runs": []}
+    if output.exists():
+        result = read_json(output)
+        if result.get("made_from") != made_from:
+            raise ValueError(f"{output} was made with another checkpoint, data or settings. Move it away to measure anew.")
+
+    def fine_tuned(kind: str, rows: list[dict], seed: int) -> tuple[list[int], list[dict]]:
         torch.manual_seed(seed)
         model = from_pretrained(BertForSequenceClassification, checkpoint, new_head=True, id2label=tasks.SENTIMENT)
-        if not pretrained:
+        if kind == "random":
             model = BertForSequenceClassification(model.config)
-        train = random.Random(seed).sample(splits["train"], size)
+        history = train_classifier(model, tokenizer, rows, validation, epochs[len(rows)], seed=seed)
+        return predict(model, tokenizer, [row["text"] for row in test]).argmax(-1).tolist(), history
+
+    def counted(kind: str, rows: list[dict], seed: int) -> tuple[list[int], list[dict]]:
+        baseline = bag_of_words(2 if kind == "bag of 1-2 words" else 1)
+        baseline.fit([row["text"] for row in rows], [row["label"] for row in rows])
+        return baseline.predict([row["text"] for row in test]).tolist(), []
+
+    kinds = {"bag of words": counted, "bag of 1-2 words": counted, "pretrained": fine_tuned, "random": fine_tuned}
+    done = {(run["seed"], run["size"], run["kind"]) for run in result["runs"]}
+    plan = [(seed, size, kind) for seed in range(seeds) for size in sorted(epochs) for kind in kinds]
+    for seed, size, kind in tqdm([run for run in plan if run not in done], unit="run"):
         started = time.perf_counter()
-        history = train_classifier(model, tokenizer, train, splits["validation"], epochs=max(4, min(40, 1600 // size)), seed=seed)
-        seconds = time.perf_counter() - started
-        probabilities = predict(model, tokenizer, [row["text"] for row in splits["test"]])
-        right = (probabilities.argmax(-1) == torch.tensor([row["label"] for row in splits["test"]])).tolist()
-        cases = {row["case"] for row in splits["test"]}
-        by_case = {c: sum(r for r, row in zip(right, splits["test"]) if row["case"] == c) / sum(row["case"] == c for row in splits["test"]) for c in sorted(cases)}
-        result["runs"].append({
-            "seed": seed, "size": size, "pretrained": pretrained, "epochs": history, "seconds": round(seconds, 1),
-            "test_accuracy": sum(right) / len(right), "by_case": by_case,
-        })
-        result["date"], result["torch"] = date.today().isoformat(), torch.__version__
+        guesses, history = kinds[kind](kind, sample_pairs(train, size, seed), seed)
+        seconds = round(time.perf_counter() - started, 1)
+        run = {"seed": seed, "size": size, "kind": kind, "scores": score(test, guesses), "history": history, "seconds": seconds}
+        result["runs"].append(run)
+        hardware = f"{processor()}, {torch.get_num_threads()} threads"
+        result |= {"date": date.today().isoformat(), "torch": torch.__version__, "hardware": hardware}
         with replacing(output) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def fingerprint(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]

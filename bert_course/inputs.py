@@ -31,7 +31,8 @@ def encode(
 
     Args:
         max_length: most tokens, special tokens included.
-        truncation: cut an input that is too long, always at the end of the part that is longer ("longest first").
+        truncation: cut an input that is too long, token by token, at the end of the part that is longer ("longest first");
+            where both are equally long, at the part that was shorter at first (A if neither was), as `transformers` does.
     Raises:
         ValueError: if the input is too long and `truncation` is False, or `max_length` has no room for text.
     """
@@ -46,8 +47,9 @@ def encode(
             f"the input has {max_length + surplus} tokens, but max_length is {max_length}. "
             "Cut it on purpose (truncation=True), or read it in windows (bert_course.inputs.windows)."
         )
+    shorter, longer = (a, b or []) if len(a) <= len(b or []) else (b or [], a)
     for _ in range(surplus):
-        (a if b is None or len(a) > len(b) else b).pop()
+        (longer if len(longer) > len(shorter) else shorter).pop()
     return join(tokenizer, a, b)
 
 
@@ -59,14 +61,16 @@ def windows(
     Args:
         stride: tokens that one window shares with the next (as in `transformers`; the original code counts the step).
     Raises:
-        ValueError: if the question leaves no room for more text than the overlap.
+        ValueError: if the text needs several windows and the question leaves no room in them for more than the overlap.
     """
     a = None if question is None else pieces(tokenizer, question)
     tokens = pieces(tokenizer, text)
     room = max_length - (2 if a is None else len(a) + 3)
-    if room <= stride:
-        raise ValueError(f"max_length {max_length} leaves {room} tokens for a window, and {stride} of them would repeat.")
-    starts = range(0, max(1, len(tokens) - stride), room - stride)
+    if stride < 0:
+        raise ValueError(f"stride {stride} would skip text between two windows; it must be 0 or more.")
+    if len(tokens) > room <= stride:
+        raise ValueError(f"max_length {max_length} leaves {max(0, room)} tokens for a window, and {stride} of them would repeat.")
+    starts = range(0, len(tokens) - stride, room - stride) if len(tokens) > room else [0]
     parts = (tokens[start : start + room] for start in starts)
     return [join(tokenizer, part) if a is None else join(tokenizer, a, part) for part in parts]
 

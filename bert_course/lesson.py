@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ def setup() -> None:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where there is no ipywidgets
     seed(0)
 
     import matplotlib as mpl
@@ -95,7 +97,7 @@ def quiz(question: str, options: Sequence[str], answer: str, why: str) -> Callab
     >>> check("b")
     Yes, b). [SEP] stands between them.
     """
-    letters = "abcdefghij"[: len(options)]
+    letters = list("abcdefghij"[: len(options)])
     if answer not in letters:
         raise ValueError(f"answer is '{answer}', expected one of {', '.join(letters)}.")
     print(question)

@@ -359,7 +359,7 @@ def classifier_dropout(config: BertConfig) -> nn.Dropout:
 
 
 def init_weights(module: nn.Module, config: BertConfig) -> None:
-    """Truncated normal of standard deviation `initializer_range` for matrices, zero for biases (google-research/bert modeling.py)."""
+    """Matrices: truncated normal, standard deviation `initializer_range`. Biases: zero (google-research/bert modeling.py)."""
     std = config.initializer_range
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):

@@ -5,29 +5,37 @@ padding), masked afresh at every step. All randomness comes from (seed, chunk) a
 sees what the uninterrupted one would have seen.
 """
 
+import collections
 import itertools
 import json
 import random
 import re
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import corpora, inputs
-from .checkpoint import from_pretrained, replacing, save_pretrained
+from .checkpoint import from_pretrained, read_json, read_tensors, replacing, save_pretrained, write_tensors
 from .config import BertConfig
 from .model import BertForPreTraining, parameter_groups
 from .wordpiece import WordPieceTokenizer
 
-CHUNK = 256  # documents read at once; the random second halves of pairs come from among them
+CHUNK = 32  # documents read at once; the random second halves of pairs come from among them
+LOG_EVERY = 20  # steps
 HELD_OUT = 200  # every 200th document is never trained on
+
+
+Phase = tuple[float, int, float, int]  # share of the budget, sequence length, mask rate, tokens in a batch
 
 
 @dataclass
@@ -36,27 +44,31 @@ class Recipe:
 
     steps: int | None = None  # the budget, one of the two
     minutes: float | None = None
-    phases: tuple[tuple[float, int, float], ...] = ((0.9, 128, 0.15), (0.1, 512, 0.15))  # (share, sequence length, mask rate)
-    batch_tokens: int = 8192  # tokens in a batch, whatever the sequence length
+    phases: tuple[Phase, ...] = ((0.9, 128, 0.15, 4096), (0.1, 512, 0.15, 4096))
     learning_rate: float = 1e-3  # at its peak
-    warmup: float = 0.06  # share of the budget until the peak; from there linearly to zero
+    warmup: float = 0.03  # share of the budget until the peak; from there linearly to zero
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)  # of Adam; 0.98 instead of 0.999 as in RoBERTa (Liu et al. 2019): it forgets sooner
     max_grad_norm: float = 1.0
+    dropout: float = 0.0  # while pretraining; no text is read twice, so there is nothing to overfit to
+    warm_start: bool = True  # start from counts (see `warm_start`), not from noise
     save_every: float = 5.0  # minutes between checkpoints
     seed: int = 0
 
     def __post_init__(self):
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give a budget: either steps or minutes.")
-        if abs(sum(share for share, _, _ in self.phases) - 1) > 1e-6:
+        budget = [given for given in (self.steps, self.minutes) if given is not None]
+        if len(budget) != 1 or budget[0] <= 0:
+            raise ValueError("give a budget above zero: either steps or minutes.")
+        if abs(sum(phase[0] for phase in self.phases) - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {sum(p[0] for p in self.phases)}, not to 1.")
+        for phase in self.phases:
+            if phase[1] < 8 or not 0 < phase[2] < 1 or phase[3] < phase[1]:
+                raise ValueError(f"phase {phase} needs a length of 8 or more, a mask rate between 0 and 1, a whole row a batch.")
 
-    def phase(self, progress: float) -> tuple[int, float]:
-        """Sequence length and mask rate at this share of the budget."""
-        for end, (_, length, rate) in zip(itertools.accumulate(p[0] for p in self.phases), self.phases):
-            if progress < end:
-                return length, rate
-        return self.phases[-1][1:]
+    def phase(self, progress: float) -> Phase:
+        """The phase at this share of the budget."""
+        ends = itertools.accumulate(phase[0] for phase in self.phases)
+        return next((phase for end, phase in zip(ends, self.phases) if progress < end), self.phases[-1])
 
     def rate_factor(self, progress: float) -> float:
         """Factor on the learning rate: up linearly over the warm-up, then down linearly to zero."""
@@ -92,7 +104,7 @@ def mask_tokens(
 
 def split_sentences(paragraph: str) -> list[str]:
     """Cut after . ! ? where a capital, a digit or a quote follows. Rough, and enough for choosing where segments end."""
-    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]?[A-Z0-9])", paragraph)
+    return re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[\"'(]?[A-Z0-9])", paragraph)
 
 
 def sentence_pairs(
@@ -101,7 +113,8 @@ def sentence_pairs(
     """Pairs for next sentence prediction (appendix A.2; google-research/bert create_pretraining_data.py).
 
     Sentences are gathered up to `max_tokens` (for one pair in ten, a random shorter length) and cut in two at random. For
-    half of the pairs the second part is replaced by text from another document.
+    half of the pairs the second part is replaced by text from another document. A sentence too long to leave room for a
+    second part is first cut into pieces: without this, short sequences would nearly always get a random second half.
 
     Args:
         documents: for each document its sentences, for each sentence its token ids.
@@ -113,6 +126,8 @@ def sentence_pairs(
     """
     if len(documents) < 2:
         raise ValueError("next sentence prediction needs at least two documents.")
+    most = max(1, max_tokens // 4)
+    documents = [[s[i : i + most] for s in document for i in range(0, len(s), most)] for document in documents]
     for number, document in enumerate(documents):
         start = 0
         while start < len(document):
@@ -146,16 +161,15 @@ def tokenized_chunks(corpus: str | Path, tokenizer: WordPieceTokenizer, held_out
 
     fast = BertWordPieceTokenizer(tokenizer.vocab, lowercase=tokenizer.lowercase)
     chosen = (d for i, d in enumerate(corpora.documents(corpus)) if (i % HELD_OUT == HELD_OUT - 1) == held_out)
-    for number in itertools.count():
-        texts = list(itertools.islice(chosen, CHUNK))
-        if not texts:
-            return
-        if number < first:
-            continue
+    for _ in range(first):
+        collections.deque(itertools.islice(chosen, CHUNK), maxlen=0)
+    while texts := list(itertools.islice(chosen, CHUNK)):
         sentences = [[s for paragraph in text for s in split_sentences(paragraph)] for text in texts]
         encoded = iter(fast.encode_batch([s for text in sentences for s in text], add_special_tokens=False))
         documents = [[e.ids for e in itertools.islice(encoded, len(text)) if e.ids] for text in sentences]
-        yield [d for d in documents if d]
+        documents = [d for d in documents if d]
+        if len(documents) > 1:  # one alone has no other to draw a random second half from
+            yield documents
 
 
 def pair_batches(
@@ -211,6 +225,58 @@ def pretraining_losses(model: BertForPreTraining, batch: dict) -> tuple[Tensor, 
     )
 
 
+def warm_start(model: BertForPreTraining, tokenizer: WordPieceTokenizer, corpus: str | Path, chunks: int = 40) -> None:
+    """Start where counting gets, in seconds, instead of on the plateau where a young BERT knows only how often words occur.
+
+    In place, from the first `chunks` of the training text:
+    - token embeddings: positive pointwise mutual information of tokens up to four apart, reduced by SVD (Levy and
+      Goldberg 2014); output bias: log frequencies. The head's dense layer starts as the identity.
+    - positions: sinusoids (Vaswani et al. 2017) of short wavelengths, to be learned further.
+    - attention: key = query and output = value transposed, so that a token first listens to its neighbours and to its
+      likes, and adds up what they are (after Trockman and Kolter 2023, "Mimetic initialization").
+    """
+    from scipy.sparse import coo_array
+    from sklearn.utils.extmath import randomized_svd
+
+    size, width = model.bert.embeddings.word_embeddings.weight.shape
+    scale = model.config.initializer_range
+    gap = [tokenizer.pad_id] * 4  # no sentence is a neighbour of another document's
+    documents = itertools.chain.from_iterable(itertools.islice(tokenized_chunks(corpus, tokenizer, held_out=False), chunks))
+    ids = np.array([t for document in documents for t in [*itertools.chain.from_iterable(document), *gap]])
+    if len(ids) <= 4:
+        return  # too little text; the training loop says so
+    together = 0
+    for distance in range(1, 5):
+        weights = np.full(len(ids) - distance, 1 / distance, dtype=np.float32)
+        together = together + coo_array((weights, (ids[:-distance], ids[distance:])), shape=(size, size)).tocsr()
+    together = (together + together.T).tocoo()
+    total = np.bincount(together.row, together.data, minlength=size) + 1e-9
+    context = total**0.75 / (total**0.75).sum()
+    pmi = np.log(together.data / total[together.row] / context[together.col])
+    padding = (together.row == tokenizer.pad_id) | (together.col == tokenizer.pad_id)
+    kept = (pmi > 0) & ~padding
+    matrix = coo_array((pmi[kept], (together.row[kept], together.col[kept])), shape=(size, size)).tocsr()
+    left, values, _ = randomized_svd(matrix, min(width, size - 1), n_iter=3, random_state=0)
+    vectors = left * np.sqrt(values)
+    vectors -= vectors.mean(0)
+    vectors *= scale * width**0.5 / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
+    counts = np.bincount(ids, minlength=size) + 1.0
+    counts[tokenizer.pad_id] = 1.0
+    seen = torch.from_numpy(counts > 1)
+
+    angles = torch.arange(model.config.max_position_embeddings)[:, None] * 30.0 ** -torch.linspace(0, 1, width // 2)
+    with torch.no_grad():
+        embeddings, head = model.bert.embeddings, model.cls.predictions
+        embeddings.word_embeddings.weight[seen, : vectors.shape[1]] = torch.from_numpy(vectors).float()[seen]
+        embeddings.position_embeddings.weight.copy_(torch.cat([angles.sin(), angles.cos()], dim=1) * scale * 2**0.5)
+        head.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+        head.transform.dense.weight.copy_(torch.eye(width))
+        for layer in model.bert.encoder.layer:
+            attention = layer.attention
+            attention.self.key.weight.copy_(attention.self.query.weight)
+            attention.output.dense.weight.copy_(attention.self.value.weight.T)
+
+
 def pretrain(
     corpus: str | Path,
     output: str | Path,
@@ -226,121 +292,172 @@ def pretrain(
     Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one.
 
     Raises:
-        ValueError: if the vocabulary does not fit the config, the corpus is empty, or there is nothing to resume.
+        ValueError: if the vocabulary does not fit the config, the corpus is too small, or there is nothing to resume.
         FileExistsError: if `output` already holds a run and `resume` is False.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the vocabulary has {tokenizer.vocab_size} pieces, the config only {config.vocab_size}.")
+    if (longest := max(phase[1] for phase in recipe.phases)) > config.max_position_embeddings:
+        raise ValueError(f"a phase has sequence length {longest}, the model positions for {config.max_position_embeddings}.")
     output = Path(output)
-    state_file = output / "training_state.json"
-    if state_file.exists() and not resume:
-        raise FileExistsError(f"{output} already holds a pretraining run; continue it with resume, or choose another folder.")
+    state_file, log_file = output / "training_state.json", output / "log.jsonl"
     if resume and not state_file.exists():
         raise ValueError(f"{output} holds no run to resume (no training_state.json).")
+    if not resume and any((output / name).exists() for name in (state_file.name, "model.safetensors")):
+        raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    model = (from_pretrained(BertForPreTraining, output) if resume else BertForPreTraining(config)).to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-    state = {"step": 0, "chunk": 0, "batch": 0, "epoch": 0, "tokens": 0, "seconds": 0.0}
+    dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
     if resume:
-        state |= json.loads(state_file.read_text())
+        model = from_pretrained(BertForPreTraining, output, **dropout)
+        state = read_json(state_file)
+        lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
+        lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state["step"]]
+    else:
+        # 0.02, made for 768 numbers a token, is little for fewer
+        model = BertForPreTraining(replace(config, initializer_range=config.hidden_size**-0.5, **dropout))
+        if recipe.warm_start:
+            warm_start(model, tokenizer, corpus)
+        state = {"step": 0, "epoch": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0, "bf16": bf16_is_faster(device)}
+        lines = []
+    log_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    model.config = config  # what the checkpoint says is for those who fine-tune it
+    model.to(device).train()
+    groups = parameter_groups(model, recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    if resume:
         load_optimizer(optimizer, model, output / "optimizer.safetensors")
     tokenizer.save_pretrained(output)
-    bf16 = bf16_is_faster(device)
-    bar = tqdm(total=100, unit="%", disable=not progress_bar, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    bar = tqdm(total=100, unit="%", disable=not progress_bar, bar_format=bar_format)
     started, saved = time.monotonic() - state["seconds"], time.monotonic()
-    recent: list[list[float]] = []
+    recent: list[tuple[float, ...]] = []
 
     def progress() -> float:
         return state["step"] / recipe.steps if recipe.steps else (time.monotonic() - started) / (60 * recipe.minutes)
 
     def save():
-        save_pretrained(model, output)
-        save_optimizer(optimizer, model, output / "optimizer.safetensors")
-        with replacing(state_file) as path:
-            path.write_text(json.dumps(state | {"recipe": asdict(recipe)}, indent=2))
+        with replacing(output / "optimizer.safetensors") as optimizer_path, replacing(state_file) as state_path:
+            save_optimizer(optimizer, model, optimizer_path)
+            state_path.write_text(json.dumps(state | {"recipe": asdict(recipe)}, indent=2), encoding="utf-8")
+            save_pretrained(model, output)  # last: until everything is written, nothing is replaced
 
-    with open(output / "log.jsonl", "a") as log:
-        try:
-            while progress() < 1:
-                for documents in tokenized_chunks(corpus, tokenizer, held_out=False, first=state["chunk"]):
-                    length, rate = recipe.phase(progress())
-                    rng = random.Random(f"{recipe.seed} {state['epoch']} {state['chunk']}")
-                    for batch in pair_batches(documents, tokenizer, length, recipe.batch_tokens, rng)[state["batch"] :]:
-                        if (done := progress()) >= 1:
-                            break
-                        torch.manual_seed(recipe.seed * 1_000_003 + state["step"])
-                        ready = masked_batch(batch, tokenizer, rate, torch.default_generator)
-                        ready = {k: v if v is None else v.to(device) for k, v in ready.items()}
-                        for group in optimizer.param_groups:
-                            group["lr"] = recipe.learning_rate * recipe.rate_factor(done)
-                        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                            mlm, nsp, mlm_right, nsp_right = pretraining_losses(model, ready)
-                        (mlm + nsp).backward()
-                        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-                        optimizer.step()
-                        optimizer.zero_grad()
+    bar.update(100 * progress())
+    with stop_on_ctrl_c() as stopping:
+        for batch, mask_rate in training_batches(corpus, tokenizer, recipe, state, progress):
+            done = progress()
+            torch.manual_seed(recipe.seed * 1_000_003 + state["step"])
+            ready = masked_batch(batch, tokenizer, mask_rate, torch.default_generator)
+            ready = {k: v if v is None else v.to(device) for k, v in ready.items()}
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * recipe.rate_factor(done)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=state["bf16"]):
+                mlm, nsp, *right = pretraining_losses(model, ready)
+            (mlm + nsp).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
 
-                        state["step"] += 1
-                        state["batch"] += 1
-                        state["tokens"] += int((batch["input_ids"] != tokenizer.pad_id).sum())
-                        state["seconds"] = time.monotonic() - started
-                        recent.append([x.item() for x in (mlm, nsp, mlm_right, nsp_right)])
-                        if state["step"] % 20 == 0:
-                            means = dict(zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), map(mean, zip(*recent))))
-                            recent.clear()
-                            speed = state["tokens"] / state["seconds"]
-                            line = {k: state[k] for k in ("step", "tokens", "seconds")} | {"length": length} | means
-                            log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
-                            log.flush()
-                            bar.set_postfix_str(f"step {state['step']}, MLM {means['mlm_loss']:.2f}, {speed:.0f} tokens/s")
-                            bar.update(100 * done - bar.n)
-                        if time.monotonic() - saved > 60 * recipe.save_every:
-                            save()
-                            saved = time.monotonic()
-                    if progress() >= 1:
-                        break
-                    state |= {"chunk": state["chunk"] + 1, "batch": 0}
-                else:
-                    if state["step"] == 0:
-                        raise ValueError(f"corpus '{corpus}' is too small to make one batch.")
-                    state |= {"epoch": state["epoch"] + 1, "chunk": 0, "batch": 0}
-        except KeyboardInterrupt:
-            print(f"\nstopped at step {state['step']}; checkpoint in {output}, go on with --resume")
-        finally:
-            bar.close()
-            if state["step"]:
+            state["step"] += 1
+            state["batch"] += 1
+            state["tokens"] += int((batch["input_ids"] != tokenizer.pad_id).sum())
+            state["seconds"] = time.monotonic() - started
+            recent.append(tuple(x.item() for x in (mlm, nsp, *right)))
+            if state["step"] % LOG_EVERY == 0:
+                means = [sum(column) / len(recent) for column in zip(*recent)]
+                recent.clear()
+                line = {k: state[k] for k in ("step", "tokens", "seconds")} | {"length": ready["input_ids"].shape[1]}
+                line |= zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), means)
+                with open(log_file, "a", encoding="utf-8") as log:
+                    log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
+                speed = state["tokens"] / state["seconds"]
+                bar.set_postfix_str(f"step {state['step']}, MLM {means[0]:.2f}, {speed:.0f} tokens/s")
+                bar.update(100 * done - bar.n)
+            if stopping:
+                break
+            if time.monotonic() - saved > 60 * recipe.save_every:
                 save()
+                saved = time.monotonic()
+    bar.close()
+    save()
+    if stopping:
+        print(f"\nstopped at step {state['step']}; checkpoint in {output}, go on with --resume")
     return model.eval()
 
 
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+@contextmanager
+def stop_on_ctrl_c() -> Iterator[list]:
+    """A list that is filled at the first Ctrl-C, so that the step under way can end; a second Ctrl-C interrupts as usual."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed  # only the main thread may handle signals
+        return
+
+    def note(signum, frame):
+        pressed.append(signum)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def save_optimizer(optimizer, model, path: Path) -> None:
-    names = {p: n for n, p in model.named_parameters()}
-    tensors = {f"{names[p]}/{k}": v for p, state in optimizer.state.items() for k, v in state.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
+def training_batches(
+    corpus: str | Path, tokenizer: WordPieceTokenizer, recipe: Recipe, state: dict, progress: Callable[[], float]
+) -> Iterator[tuple[dict[str, Tensor], float]]:
+    """Batches and their mask rates until the budget is used up, from where `state` (epoch, chunk, batch) stands."""
+    while True:
+        for documents in tokenized_chunks(corpus, tokenizer, held_out=False, first=state["chunk"]):
+            if state["batch"] == 0:  # the phase is that of the chunk's first batch, after a resume too
+                state["phase_at"] = progress()
+            _, length, mask_rate, batch_tokens = recipe.phase(state["phase_at"])
+            rng = random.Random(f"{recipe.seed} {state['epoch']} {state['chunk']}")
+            for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng)[state["batch"] :]:
+                if progress() >= 1:
+                    return
+                yield batch, mask_rate
+            state |= {"chunk": state["chunk"] + 1, "batch": 0}
+        if not state["step"]:
+            raise ValueError(f"corpus '{corpus}' is too small: not one pair of sentences from two documents to train on.")
+        state |= {"epoch": state["epoch"] + 1, "chunk": 0, "batch": 0}
 
 
-def load_optimizer(optimizer, model, path: Path) -> None:
-    parameters = dict(model.named_parameters())
-    for key, tensor in load_file(path).items():
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    write_tensors({f"{names[p]}/{kind}": value for p, state in optimizer.state.items() for kind, value in state.items()}, path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    parameters, tensors = dict(model.named_parameters()), read_tensors(path)
+    expected = {f"{name}/{kind}" for name in parameters for kind in ("exp_avg", "exp_avg_sq", "step")}
+    if expected != set(tensors):
+        raise ValueError(f"{path} does not fit the model: {', '.join(sorted(expected ^ set(tensors)))}.")
+    for key, tensor in tensors.items():
         name, kind = key.rsplit("/", 1)
-        device = "cpu" if kind == "step" and parameters[name].device.type == "cpu" else parameters[name].device
-        optimizer.state[parameters[name]][kind] = tensor.to(device)
+        optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device, copy=True)
 
 
 @torch.no_grad()
-def evaluate(model, corpus, tokenizer, length: int = 128, batches: int = 100, device: str = "cpu", seed: int = 0) -> dict:
+def evaluate(
+    model: BertForPreTraining,
+    corpus: str | Path,
+    tokenizer: WordPieceTokenizer,
+    length: int = 128,
+    batches: int = 100,
+    seed: int = 0,
+) -> dict[str, float]:
     """Held-out MLM loss (nats a token) and accuracy, NSP accuracy, and the unigram model's loss and accuracy beside them.
 
-    15% of the tokens are masked. The unigram model knows how often each piece occurs in the training text, and nothing else.
+    15% of the tokens are masked. The unigram model knows how often each piece occurs in the first 64 chunks of the training
+    text, and nothing else.
+
+    Raises:
+        ValueError: if fewer than two documents are held out.
     """
     model.eval()
+    device = next(model.parameters()).device
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     rows, targets = [], []
     held_out = itertools.chain.from_iterable(
@@ -352,8 +469,10 @@ def evaluate(model, corpus, tokenizer, length: int = 128, batches: int = 100, de
         mlm, nsp, mlm_right, nsp_right = (x.item() for x in pretraining_losses(model, ready))
         rows.append((n, len(batch["input_ids"]), mlm * n, mlm_right * n, nsp_right * len(batch["input_ids"])))
         targets.append(ready["labels"][ready["labels"] != -100].cpu())
+    if not rows:
+        raise ValueError(f"corpus '{corpus}' is too small: every {HELD_OUT}th document is held out, and two are needed.")
     counts = torch.ones(tokenizer.vocab_size)  # add-one smoothing
-    for documents in itertools.islice(tokenized_chunks(corpus, tokenizer, False), 8):
+    for documents in itertools.islice(tokenized_chunks(corpus, tokenizer, False), 64):
         counts += torch.bincount(torch.tensor([t for d in documents for s in d for t in s]), minlength=len(counts))
     targets = torch.cat(targets)
     tokens, pairs, mlm, mlm_right, nsp_right = map(sum, zip(*rows))
@@ -389,7 +508,7 @@ def fill_mask(model: nn.Module, tokenizer: WordPieceTokenizer, text: str, top: i
 def bf16_is_faster(device: str) -> bool:
     """Whether a matrix product in bfloat16 beats float32 here, measured for some hundredths of a second."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
     def seconds(dtype):
         x, w = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)

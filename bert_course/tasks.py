@@ -6,6 +6,7 @@ from pathlib import Path
 from . import data_path
 
 SENTIMENT = {0: "negative", 1: "positive"}
+SHIFTED = ("software", "books", "courses")  # domains of data/reviews that only the test split has
 
 
 def load(task: str):
@@ -29,29 +30,33 @@ def read_reviews(path: str | Path, labels: dict[int, str] = SENTIMENT) -> list[d
     """Rows of a CSV file with the columns text and label and any others; label names become ids.
 
     Raises:
-        ValueError: names file and line of an unknown label, a missing column, a missing text or a broken row.
+        ValueError: names file and line of an unknown label, a missing column, a missing text or a broken row; or the file
+            is not UTF-8.
     """
     path = Path(path)
     ids = {name: i for i, name in labels.items()}
-    with open(path, encoding="utf-8", newline="") as file:
+    rows = []
+    with open(path, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
         reader = csv.DictReader(file, strict=True)
-        missing = {"text", "label"} - set(reader.fieldnames or [])
-        if missing:
-            found = ", ".join(reader.fieldnames or []) or "nothing: the file is empty"
-            raise ValueError(f"{path} lacks the column {' and '.join(sorted(missing))}; its first line has {found}.")
-        rows = []
         try:
+            missing = {"text", "label"} - set(reader.fieldnames or [])
+            if missing:
+                found = ", ".join(reader.fieldnames or []) or "nothing: the file is empty"
+                raise ValueError(f"{path} lacks the column {' and '.join(sorted(missing))}; its first line has {found}.")
             for row in reader:
                 where = f"{path} line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise ValueError(f"{where} does not have {len(reader.fieldnames)} fields. A comma in a text needs quotes.")
+                    fields = len(reader.fieldnames)
+                    raise ValueError(f"{where} does not have {fields} fields. A comma in a text needs quotes.")
                 if row["label"] not in ids:
                     raise ValueError(f"{where}: label '{row['label']}' is not one of {', '.join(ids)}. Fix the line.")
                 if not row["text"].strip():
                     raise ValueError(f"{where}: the text is empty. Fix or delete the line.")
                 rows.append(row | {"label": ids[row["label"]]})
         except csv.Error as error:
-            raise ValueError(f"{path} line {reader.line_num}: {error}.") from None
+            raise ValueError(f"{path} line {reader.line_num + 1}: {error}. Is a quote missing?") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from None
     if not rows:
         raise ValueError(f"{path} has no rows below its header.")
     return rows

@@ -149,20 +149,34 @@ def test_equals_transformers(dtype, tolerance, capsys, record_property):
     assert worst < tolerance, where
 
 
-def test_parity_sees_a_fault():
-    """The comparison above is not blind: tanh GELU, pre-norm or a forgotten mask is seen."""
+def tanh_gelu(model, monkeypatch):
+    gelu = ours.F.gelu
+    monkeypatch.setattr(ours.F, "gelu", lambda x: gelu(x, approximate="tanh"))
+
+
+def pre_norm(model, monkeypatch):
+    monkeypatch.setattr(ours.ResidualNorm, "forward", lambda self, inner, residual: residual + self.LayerNorm(self.dense(inner)))
+
+
+def forgotten_mask(model, monkeypatch):
+    encode = model.bert.encoder.forward
+    monkeypatch.setattr(model.bert.encoder, "forward", lambda hidden, mask, need_weights: encode(hidden, None, need_weights))
+
+
+@pytest.mark.parametrize("fault", [None, tanh_gelu, pre_norm, forgotten_mask])
+def test_parity_sees_a_fault(fault, monkeypatch):
+    """The comparison above is not blind."""
     torch.manual_seed(0)
     rng = random.Random(0)
     config = random_config(rng, initializer_range=0.2, num_hidden_layers=2)
     batch = random_batch(config, "BertForMaskedLM", rng)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][:, -1] = 0
     mine, theirs = pair_of_models("BertForMaskedLM", config, torch.float64)
-    gelu = ours.F.gelu
-    try:
-        ours.F.gelu = lambda x: gelu(x, approximate="tanh")
-        wrong = max((a - b).abs().max().item() for _, a, b in differences(mine, theirs, batch, False))
-    finally:
-        ours.F.gelu = gelu
-    assert wrong > 1e-6
+    if fault:
+        fault(mine, monkeypatch)
+    worst = max((a - b).abs().max().item() for _, a, b in differences(mine, theirs, batch, False))
+    assert worst > 1e-6 if fault else worst < 1e-10
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -237,7 +251,9 @@ def test_the_output_layer_is_the_embedding_table():
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
 
-@pytest.mark.parametrize("preset, millions", [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("medium", 41.4), ("base", 109.5), ("large", 335.1)])
+@pytest.mark.parametrize(
+    "preset, millions", [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("medium", 41.4), ("base", 109.5), ("large", 335.1)]
+)
 def test_presets_have_the_published_sizes(preset, millions):
     """Millions of parameters of the encoder with pooler (google-research/bert README; Turc et al. 2019, table 1)."""
     with torch.device("meta"):
@@ -256,7 +272,7 @@ def test_too_long_and_unknown_ids_are_refused():
 def test_output_says_what_it_holds():
     model = ours.BertModel(random_config(random.Random(5)))
     with pytest.raises(AttributeError, match="no 'logits' in this output; it has last_hidden_state, pooler_output"):
-        model(torch.ones(1, 4, dtype=torch.long)).logits
+        _ = model(torch.ones(1, 4, dtype=torch.long)).logits
 
 
 def test_config_refuses_what_is_not_bert():

@@ -10,26 +10,27 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from bert_course import pretraining
+from bert_course import checkpoint, pretraining
 from bert_course.checkpoint import from_pretrained, read_tensors
 from bert_course.config import BertConfig
 from bert_course.model import BertForPreTraining
-from bert_course.pretraining import Recipe, mask_tokens, pair_batches, pretrain, sentence_pairs
+from bert_course.pretraining import Recipe, fill_mask, mask_tokens, pair_batches, pretrain, sentence_pairs
 from bert_course.wordpiece import train_wordpiece
 
 WORDS = "the a river bank money tree walks sings under over green small old new quiet loud morning night bread stone".split()
 
 
-def document(rng: random.Random, sentences: int) -> list[str]:
-    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) + "." for _ in range(sentences)]
+def sentences(rng: random.Random, count: int) -> list[str]:
+    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) + "." for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("\n\n".join("\n".join(document(rng, rng.randint(3, 20))) for _ in range(600)))
+    path.write_text("\n\n".join("\n".join(sentences(rng, rng.randint(3, 20))) for _ in range(600)))
     return path
 
 
@@ -103,7 +104,7 @@ def test_pairs_follow_the_paper():
 
 def test_batches_are_what_the_model_reads(tokenizer):
     rng = random.Random(0)
-    documents = [[tokenizer.encode(s) for s in document(rng, 12)] for _ in range(20)]
+    documents = [[tokenizer.encode(s) for s in sentences(rng, 12)] for _ in range(20)]
     batches = pair_batches(documents, tokenizer, 32, 256, rng)
     assert {len(b["input_ids"]) for b in batches} <= {*range(1, 9)}
     for batch in batches:
@@ -115,7 +116,7 @@ def test_batches_are_what_the_model_reads(tokenizer):
 
 
 def recipe(**changes) -> Recipe:
-    return Recipe(**({"steps": 24, "phases": ((1.0, 32, 0.15),), "batch_tokens": 256, "learning_rate": 5e-3} | changes))
+    return Recipe(**({"steps": 24, "phases": ((1.0, 32, 0.15, 256),), "learning_rate": 5e-3, "warm_start": False} | changes))
 
 
 def run(corpus, folder, tokenizer, **changes):
@@ -132,23 +133,45 @@ def test_pretraining_learns(corpus, tokenizer, tmp_path):
 
 
 def test_resume_goes_on_as_if_nothing_had_happened(corpus, tokenizer, tmp_path, monkeypatch):
-    """Stopped by Ctrl-C in the middle, resumed: the same weights, bit for bit, dropout and optimizer included."""
+    """Ctrl-C in the middle of a step, then resume: the same weights, bit for bit, dropout, phases and optimizer included."""
     monkeypatch.setattr(pretraining, "bf16_is_faster", lambda device: False)
-    whole = run(corpus, tmp_path / "whole", tokenizer)
-    losses, calls = pretraining.pretraining_losses, []
+    settings = {"phases": ((0.35, 16, 0.15, 128), (0.65, 32, 0.15, 256)), "dropout": 0.1}
+    whole = run(corpus, tmp_path / "whole", tokenizer, **settings)
+    step, calls = torch.optim.AdamW.step, []
 
-    def interrupted(model, batch):
+    def interrupted(self, *args):
         calls.append(1)
-        if len(calls) == 11:
-            raise KeyboardInterrupt
-        return losses(model, batch)
+        if len(calls) == 10:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args)
 
-    monkeypatch.setattr(pretraining, "pretraining_losses", interrupted)
-    run(corpus, tmp_path / "parts", tokenizer)
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    run(corpus, tmp_path / "parts", tokenizer, **settings)
     assert json.loads((tmp_path / "parts" / "training_state.json").read_text())["step"] == 10
-    resumed = run(corpus, tmp_path / "parts", tokenizer, resume=True)
-    for (name, a), b in zip(whole.named_parameters(), resumed.parameters()):
-        assert torch.equal(a, b), name
+    resumed = run(corpus, tmp_path / "parts", tokenizer, resume=True, **settings)
+    assert len(calls) == 24
+    for (name, a), b in zip(whole.named_parameters(), resumed.named_parameters()):
+        assert torch.equal(a, b[1]), name
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_path, monkeypatch):
+    """Whichever of the files cannot be written, all of them stay as they were, and the run can be resumed."""
+    run(corpus, tmp_path, tokenizer, steps=4)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"}
+    write = checkpoint.save_file
+
+    def full(tensors, path, metadata=None):
+        if "model" in str(path):
+            raise SafetensorError("No space left on device")
+        write(tensors, path, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="not saved .*No space left"):
+            run(corpus, tmp_path, tokenizer, steps=8, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"} == before
+    run(corpus, tmp_path, tokenizer, steps=8, resume=True)
+    assert json.loads((tmp_path / "training_state.json").read_text())["step"] == 8
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
@@ -156,7 +179,7 @@ def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "vocab.txt")
     command = [
         sys.executable, "-m", "bert_course", "pretrain", "--corpus", str(corpus), "--vocab", str(tmp_path / "vocab.txt"),
-        "--output", str(tmp_path / "run"), "--preset", "tiny", "--steps", "100000", "--batch-tokens", "512",
+        "--output", str(tmp_path / "run"), "--preset", "tiny", "--steps", "100000",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log.jsonl"
@@ -167,7 +190,7 @@ def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "go on with --resume" in out, err
     state = json.loads((tmp_path / "run" / "training_state.json").read_text())
-    assert state["step"] >= 20
+    assert state["step"] >= 20 and state["tokens"] > 20 * 300
     assert from_pretrained(BertForPreTraining, tmp_path / "run").config.hidden_size == 128
     assert set(read_tensors(tmp_path / "run" / "optimizer.safetensors"))
 
@@ -175,6 +198,9 @@ def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
 def test_a_run_is_never_overwritten(corpus, tokenizer, tmp_path):
     run(corpus, tmp_path, tokenizer, steps=1)
     with pytest.raises(FileExistsError, match="already holds a pretraining run"):
+        run(corpus, tmp_path, tokenizer)
+    (tmp_path / "training_state.json").unlink()  # a published checkpoint has none
+    with pytest.raises(FileExistsError, match="already holds a pretraining run or checkpoint"):
         run(corpus, tmp_path, tokenizer)
     with pytest.raises(ValueError, match="no run to resume"):
         run(corpus, tmp_path / "elsewhere", tokenizer, resume=True)
@@ -189,23 +215,96 @@ def test_bad_input_is_refused(corpus, tokenizer, tmp_path):
     (tmp_path / "latin.txt").write_bytes("Müßiggang".encode("latin-1"))
     with pytest.raises(ValueError, match="cannot be read as UTF-8"):
         run(tmp_path / "latin.txt", tmp_path / "b", tokenizer)
+    (tmp_path / "one.txt").write_text("One document. It stands alone.\n")
+    with pytest.raises(ValueError, match="is too small"):
+        run(tmp_path / "one.txt", tmp_path / "d", tokenizer, warm_start=True)
     with pytest.raises(FileNotFoundError, match="no corpus 'nowhere'"):
         run("nowhere", tmp_path / "c", tokenizer)
     with pytest.raises(ValueError, match="either steps or minutes"):
         Recipe()
+    with pytest.raises(ValueError, match="above zero"):
+        Recipe(steps=0)
+    with pytest.raises(ValueError, match="mask rate between 0 and 1"):
+        Recipe(steps=1, phases=((1.0, 32, 1.5, 256),))
+    with pytest.raises(ValueError, match="sequence length 128, the model positions for 64"):
+        run(corpus, tmp_path / "e", tokenizer, phases=((1.0, 128, 0.15, 256),))
     with pytest.raises(ValueError, match="add up to 0.5"):
-        Recipe(steps=1, phases=((0.5, 32, 0.15),))
+        Recipe(steps=1, phases=((0.5, 32, 0.15, 256),))
+
+
+def test_the_checkpoint_is_ready_for_fine_tuning(corpus, tokenizer, tmp_path):
+    """Pretrained without dropout and from wider weights, but the config is the one that was asked for."""
+    run(corpus, tmp_path, tokenizer, steps=1)
+    config = BertConfig.from_dict(checkpoint.read_json(tmp_path / "config.json"))
+    assert (config.hidden_dropout_prob, config.initializer_range) == (0.1, 0.02)
+
+
+def test_sentences_keep_their_quotes():
+    text = 'He said "Go now." Then he left. "Where to?" I asked.'
+    assert pretraining.split_sentences(text) == ['He said "Go now."', "Then he left.", '"Where to?"', "I asked."]
 
 
 def test_schedule():
-    r = recipe(warmup=0.1, phases=((0.2, 32, 0.3), (0.8, 64, 0.15)))
+    r = recipe(warmup=0.1, phases=((0.2, 32, 0.3, 256), (0.8, 64, 0.15, 512)))
     assert [r.rate_factor(p) for p in (0.0, 0.05, 0.1, 1.0)] == [0.0, 0.5, 1.0, 0.0]
-    assert r.phase(0.0) == (32, 0.3) and r.phase(0.2) == (64, 0.15) and r.phase(1.0) == (64, 0.15)
+    assert [r.phase(p)[1] for p in (0.0, 0.19, 0.2, 1.0)] == [32, 32, 64, 64]
 
 
 def test_held_out_documents_are_never_trained_on(corpus, tokenizer):
     train, held_out = (
-        [tuple(map(tuple, d)) for chunk in pretraining.tokenized_chunks(corpus, tokenizer, h) for d in chunk] for h in (False, True)
+        [tuple(map(tuple, document)) for chunk in pretraining.tokenized_chunks(corpus, tokenizer, h) for document in chunk]
+        for h in (False, True)
     )
     assert len(held_out) == 600 // pretraining.HELD_OUT and len(train) == 600 - len(held_out)
     assert not set(train) & set(held_out)
+
+
+def test_fill_mask(corpus, tokenizer, tmp_path):
+    model = run(corpus, tmp_path, tokenizer, steps=1)
+    rows = fill_mask(model, tokenizer, "the [MASK] sings under [MASK].", top=3)
+    assert len(rows) == 2 and all(len(row) == 3 for row in rows)
+    ids = torch.tensor([[tokenizer.cls_id, *tokenizer.encode("the [MASK] sings under [MASK]."), tokenizer.sep_id]])
+    whole = model(ids).prediction_logits.softmax(-1)[0, (ids[0] == tokenizer.mask_id).nonzero()[0, 0]].topk(3)
+    assert [token for token, _ in rows[0]] == [tokenizer.tokens[i] for i in whole.indices]
+    assert [p for _, p in rows[0]] == pytest.approx(whole.values.tolist())
+    with pytest.raises(ValueError, match=r"no \[MASK\] in 'the river'"):
+        fill_mask(model, tokenizer, "the river")
+
+
+def test_evaluation_knows_the_unigram_model(corpus, tokenizer, tmp_path):
+    """A model that has learned nothing but how often each piece occurs scores as the unigram baseline does."""
+    model = run(corpus, tmp_path, tokenizer, steps=1)
+    counts = torch.ones(tokenizer.vocab_size)
+    for chunk in pretraining.tokenized_chunks(corpus, tokenizer, held_out=False):
+        counts += torch.bincount(torch.tensor([t for d in chunk for s in d for t in s]), minlength=len(counts))
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.zero_()
+        model.cls.predictions.bias.copy_(counts.log())
+    scores = pretraining.evaluate(model, corpus, tokenizer, length=32)
+    assert scores["mlm_loss"] == pytest.approx(scores["unigram_loss"], abs=1e-4)
+    assert scores["mlm_accuracy"] == pytest.approx(scores["unigram_accuracy"])
+    assert scores["predictions"] > 20 and 0 <= scores["nsp_accuracy"] <= 1
+
+
+def test_warm_start_knows_frequencies_and_company(tmp_path):
+    """Before the first step: less loss than from noise, and words used alike have vectors alike."""
+    rng = random.Random(0)
+    pets = ("cat", "dog"), "the {} sleeps on a sofa. a {} eats fish."
+    rocks = ("brick", "stone"), "one {} lies here. this {} breaks glass."
+
+    def document():
+        return "\n".join(frame.format(*rng.choices(words, k=2)) for words, frame in rng.choices([pets, rocks], k=8))
+
+    texts = [document() for _ in range(400)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(texts))
+    tokenizer = train_wordpiece(texts, 200)
+    torch.manual_seed(0)
+    model = BertForPreTraining(BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG | {"initializer_range": 0.25})).eval()
+    cold = pretraining.evaluate(model, path, tokenizer, length=32)
+    pretraining.warm_start(model, tokenizer, path)
+    warm = pretraining.evaluate(model, path, tokenizer, length=32)
+    assert warm["mlm_loss"] < cold["mlm_loss"] - 0.3
+    table = torch.nn.functional.normalize(model.bert.embeddings.word_embeddings.weight.detach(), dim=1)
+    cat, dog, brick, stone = (table[tokenizer.vocab[word]] for word in ("cat", "dog", "brick", "stone"))
+    assert min(cat @ dog, brick @ stone) > 0.3 + max(cat @ brick, cat @ stone, dog @ brick, dog @ stone)

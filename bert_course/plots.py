@@ -1,0 +1,124 @@
+"""Every figure of the course. A lesson computes the numbers and asserts on them; a function here draws and shows them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from .lesson import COLOURS
+
+
+def line_panels(x, panels: dict[str, dict], xlabel: str, xscale: str = "linear", yscales=None, markers: bool = True) -> None:
+    """Panels of labelled lines side by side, {y label: {line: values}}.
+
+    Values (X,) are one line; (seeds, X) are drawn as their mean with the range as a band. A line may be shorter than `x`.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(max(6, 4 * len(panels)), 3.6), squeeze=False)
+    x = np.asarray(x)
+    for number, (axis, (ylabel, lines)) in enumerate(zip(axes[0], panels.items(), strict=True)):
+        for (label, values), style, marker, colour in zip(lines.items(), ["-", "--", "-.", ":"], "osD^", COLOURS, strict=False):
+            values = np.atleast_2d(np.asarray(values, dtype=float))
+            where = x[: values.shape[1]]
+            axis.plot(where, values.mean(0), style, color=colour, marker=marker if markers else None, markersize=4, label=label)
+            if len(values) > 1:
+                axis.fill_between(where, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscales[number] if yscales else "linear")
+        if len(x) <= 8:
+            axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+            axis.minorticks_off()
+    axes[0, 0].legend(frameon=False)
+    plt.show()
+
+
+def attention_maps(weights, tokens: list[str], title: str) -> None:
+    """The maps (H, S, S) of one layer, two in a row, on one colour scale."""
+    weights = np.asarray(weights)
+    rows = -(-len(weights) // 2)
+    size = 1.4 + 0.17 * len(tokens)
+    figure, axes = plt.subplots(rows, 2, figsize=(8, rows * size), sharex=True, sharey=True, squeeze=False)
+    for head, axis in enumerate(axes.flat):
+        if head >= len(weights):
+            axis.set_axis_off()
+            continue
+        image = axis.imshow(weights[head], cmap="Blues", vmin=0, vmax=weights.max())
+        axis.set_title(f"{title}, head {head + 1}", fontsize=10)
+        axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=9)
+        axis.set_yticks(range(len(tokens)), tokens, fontsize=9)
+        axis.spines[:].set_visible(False)
+    figure.supxlabel("token that is listened to", fontsize=10)
+    figure.supylabel("token that asks", fontsize=10)
+    figure.colorbar(image, ax=axes, label="attention weight (share of 1)", shrink=0.5)
+    plt.show()
+
+
+def token_boundaries(text: str, rows: dict[str, list[tuple[int, int]]]) -> None:
+    """A text cut into tokens in several ways, one row each; a token is a box over its characters (start, end)."""
+    figure, axes = plt.subplots(figsize=(8, 0.6 * len(rows) + 0.8))
+    for y, spans in enumerate(rows.values()):
+        for n, (start, end) in enumerate(spans):
+            axes.barh(y, end - start - 0.12, left=start + 0.06, height=0.7, color=COLOURS[(0, 5)[n % 2]], alpha=0.35)
+            for i in range(start, end):
+                axes.text(i + 0.5, y, text[i], ha="center", va="center", family="monospace", fontsize=12)
+    axes.set_yticks(range(len(rows)), [f"{name}: {len(spans)}" for name, spans in rows.items()])
+    axes.set_xlabel("position in the text (characters)")
+    axes.set_xlim(0, len(text))
+    axes.invert_yaxis()
+    plt.show()
+
+
+def similarity_map(similarity, names: list[str], title: str) -> None:
+    """Cosine similarities (N, N) as a heat map with the numbers in it."""
+    figure, axes = plt.subplots(figsize=(7, 5.5))
+    low, high = float(similarity.min()), float(similarity.max())
+    image = axes.imshow(similarity, cmap="cividis", vmin=low, vmax=high)
+    for row in range(len(names)):
+        for column in range(len(names)):
+            value = float(similarity[row, column])
+            dark = value < (low + high) / 2
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, label="cosine similarity")
+    plt.show()
+
+
+def position_tables(tables: dict, rows: int = 128) -> None:
+    """The first `rows` rows of position tables (S, D) as heat maps side by side, each on its own colour scale."""
+    figure, axes = plt.subplots(1, len(tables), figsize=(8, 4.2), sharey=True)
+    for axis, (name, table) in zip(axes, tables.items(), strict=True):
+        table = np.asarray(table[:rows])
+        limit = np.quantile(abs(table), 0.99)
+        image = axis.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axis.set(title=name, xlabel="dimension of the vector")
+        figure.colorbar(image, ax=axis, location="bottom", label="value (no unit)", shrink=0.8)
+    axes[0].set_ylabel("position in the sequence (tokens)")
+    plt.show()
+
+
+def confusion_matrix(counts, labels: list[str]) -> None:
+    """How often each true label (rows) got each answer (columns)."""
+    counts = np.asarray(counts)
+    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(labels), 1.2 + 1.1 * len(labels)))
+    axis.imshow(counts, cmap="cividis_r", vmin=0)
+    for (row, column), count in np.ndenumerate(counts):
+        axis.text(column, row, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(xlabel="answer of the model (number of texts)", ylabel="truth")
+    axis.spines[:].set_visible(False)
+    plt.show()
+
+
+def pretraining_curve(log: list[dict], unigram: float) -> None:
+    """Training loss of the masked language model against tokens read; lines as `pretraining.pretrain` logs them."""
+    tokens = np.array([line["tokens"] for line in log]) / 1e6
+    loss = np.array([line["mlm_loss"] for line in log])
+    window = max(1, len(log) // 60)
+    smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    axes.plot(tokens, loss, color=COLOURS[5], linewidth=0.6, label="as logged")
+    axes.plot(tokens[len(tokens) - len(smooth) :], smooth, color=COLOURS[0], linewidth=2, label=f"mean of {window}")
+    axes.axhline(unigram, color=COLOURS[1], linestyle="--", label="knowing only how often each piece occurs")
+    axes.set(xlabel="tokens read (millions)", ylabel="masked language model loss (nats)", ylim=(min(loss.min(), 3), 8))
+    axes.legend(frameon=False)
+    plt.show()
