@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     command.set_defaults(run=pretrain)
 
-    command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint")
+    command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint, as JSON")
     command.add_argument("--model", default=None, help="folder; default: the course's own")
     command.add_argument("--corpus", default="docstrings")
     command.set_defaults(run=evaluate)
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
     command.set_defaults(run=fill_mask)
 
-    command = commands.add_parser("study", help="the runs behind lesson 12's figures: about ten minutes")
+    command = commands.add_parser("study", help="the runs behind a table of lesson 12: about ten minutes")
     command.add_argument("name", choices=["reviews"])
-    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--output", type=Path, default=Path("data/studies/reviews.json"), help="goes on where it stopped")
     command.set_defaults(run=study)
 
@@ -122,6 +122,8 @@ def pretrain(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    import json
+
     from bert_course import data_path
     from bert_course.checkpoint import find, from_pretrained
     from bert_course.model import BertForPreTraining
@@ -130,8 +132,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     folder = find(args.model or data_path("bert-course-mini"))
     model = from_pretrained(BertForPreTraining, folder)
-    for name, value in evaluate(model, args.corpus, WordPieceTokenizer.from_pretrained(folder)).items():
-        print(f"{name:<18} {value:.4g}" if isinstance(value, float) else f"{name:<18} {value}")
+    scores = evaluate(model, args.corpus, WordPieceTokenizer.from_pretrained(folder))
+    print(json.dumps({name: round(value, 4) for name, value in scores.items()}, indent=1))
     return 0
 
 

@@ -186,11 +186,13 @@ class BertModel(nn.Module):
                 f"{input_ids.shape[1]} tokens, but this model has positions for {config.max_position_embeddings}. "
                 "Truncate, or read the text in windows (bert_course.inputs.windows)."
             )
-        if input_ids.device.type == "cpu" and input_ids.numel() and not 0 <= input_ids.max() < config.vocab_size:
-            raise ValueError(
-                f"token id {input_ids.max()} is outside the model's vocabulary of {config.vocab_size}. "
-                "Is the tokenizer the one that the model was trained with?"
-            )
+        if input_ids.device.type == "cpu" and input_ids.numel():  # on a GPU this look would wait for it
+            low, high = input_ids.aminmax()
+            if low < 0 or high >= config.vocab_size:
+                raise ValueError(
+                    f"token id {low if low < 0 else high} is outside the model's vocabulary of {config.vocab_size}. "
+                    "Is the tokenizer the one that the model was trained with?"
+                )
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = None
         if attention_mask is not None:  # (B, S) of 1 and 0 -> (B, 1, 1, S) of 0 and the most negative number

@@ -6,11 +6,13 @@ from pathlib import Path
 from . import data_path
 
 SENTIMENT = {0: "negative", 1: "positive"}
-SHIFTED = ("software", "books", "courses")  # domains of data/reviews that only the test split has
+SPLITS = ("train", "validation", "test", "challenge")
+SHIFTED = ("software", "books", "courses")  # domains of data/reviews that only the splits test and challenge have
+TWINS = ("negation", "contrast", "mixed")  # cases in which the two reviews of a pair are twins, in similar words
 
 
 def load(task: str):
-    """A dataset written for this course, as a `datasets.DatasetDict` with splits train, validation and test.
+    """A dataset written for this course, as a `datasets.DatasetDict` with splits train, validation, test and challenge.
 
     "sentiment": data/reviews, with columns text, label (0 negative, 1 positive), case, domain, pair.
     """
@@ -20,7 +22,7 @@ def load(task: str):
         raise ValueError(f"no task '{task}'; the course has: sentiment.")
     folder = data_path("reviews")
     splits = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         rows = read_reviews(folder / f"{split}.csv")
         splits[split] = Dataset.from_list(rows).cast_column("label", ClassLabel(names=list(SENTIMENT.values())))
     return DatasetDict(splits)

@@ -134,10 +134,15 @@ def test_scores_are_counted_by_case_domain_and_pair():
     def row(label, case, domain, pair):
         return {"label": label, "case": case, "domain": domain, "pair": pair}
 
-    rows = [row(label, *twin) for twin in (("plain", "audio", "1"), ("irony", "books", "2")) for label in (1, 0)]
-    assert score(rows, [1, 0, 1, 1]) == {
-        "all": 0.75, "plain": 1.0, "in domain": 1.0, "irony": 0.5, "shifted": 0.5, "both twins": 0.5
-    }
+    rows = [row(label, *twin) for twin in (("plain", "audio", "1"), ("mixed", "books", "2")) for label in (1, 0)]
+    scores = {"all": 0.75, "plain": 1.0, "in domain": 1.0, "mixed": 0.5, "shifted": 0.5}
+    assert score(rows, [1, 0, 1, 1]) == scores | {"both twins": 0.0}  # plain reviews have no twins
+    assert "both twins" not in score(rows[:2], [1, 0])
+
+
+def test_pairs_with_both_twins_right_are_counted():
+    rows = [{"label": label, "case": case, "domain": "audio", "pair": case} for case in tasks.TWINS for label in (1, 0)]
+    assert score(rows, [1, 0, 1, 1, 0, 1])["both twins"] == pytest.approx(1 / 3)
 
 
 def test_a_sample_has_whole_pairs(tmp_path):
@@ -165,7 +170,9 @@ def test_the_study_writes_what_the_lesson_plots(study, tmp_path):
     assert {(run["size"], run["kind"]) for run in result["runs"]} == {
         (size, kind) for size in (4, 12) for kind in ("pretrained", "random", "bag of words", "bag of 1-2 words")
     }
-    assert all({"all", "in domain", "both twins"} <= set(run["scores"]) for run in result["runs"])
+    assert all({"all", "in domain", "both twins", "challenge"} <= set(run["scores"]) for run in result["runs"])
+    bags = [run["scores"] for run in result["runs"] if "bag" in run["kind"]]
+    assert any(scores["challenge"] != scores["all"] for scores in bags)  # two splits, not one twice
     assert all(len(run["history"]) == 1 for run in result["runs"] if run["kind"] in ("pretrained", "random"))
     assert {"date", "hardware", "torch"} <= set(result)
 

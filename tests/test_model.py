@@ -267,6 +267,8 @@ def test_too_long_and_unknown_ids_are_refused():
         model(torch.ones(1, 17, dtype=torch.long))
     with pytest.raises(ValueError, match="token id 50 is outside the model's vocabulary of 50"):
         model(torch.tensor([[1, 50]]))
+    with pytest.raises(ValueError, match="token id -100 is outside"):
+        model(torch.tensor([[1, -100]]))
 
 
 def test_output_says_what_it_holds():
