@@ -16,16 +16,16 @@ def load(task: str):
 
     "sentiment": data/reviews, with columns text, label (0 negative, 1 positive), case, domain, pair.
     """
-    from datasets import ClassLabel, Dataset, DatasetDict
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     if task != "sentiment":
         raise ValueError(f"no task '{task}'; the course has: sentiment.")
     folder = data_path("reviews")
-    splits = {}
-    for split in SPLITS:
-        rows = read_reviews(folder / f"{split}.csv")
-        splits[split] = Dataset.from_list(rows).cast_column("label", ClassLabel(names=list(SENTIMENT.values())))
-    return DatasetDict(splits)
+    columns = {name: Value("string") for name in ("text", "label", "case", "domain", "pair")}
+    features = Features(columns | {"label": ClassLabel(names=list(SENTIMENT.values()))})
+    return DatasetDict(
+        {split: Dataset.from_list(read_reviews(folder / f"{split}.csv"), features=features) for split in SPLITS}
+    )
 
 
 def read_reviews(path: str | Path, labels: dict[int, str] = SENTIMENT) -> list[dict]:
