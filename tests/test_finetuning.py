@@ -145,7 +145,7 @@ def test_pairs_with_both_twins_right_are_counted():
     assert score(rows, [1, 0, 1, 1, 0, 1])["both twins"] == pytest.approx(1 / 3)
 
 
-def test_a_sample_has_whole_pairs(tmp_path):
+def test_a_sample_has_whole_pairs():
     rows = [{"pair": str(i // 2), "label": i % 2} for i in range(40)]
     sample = finetuning.sample_pairs(rows, 12, seed=0)
     assert len(sample) == 12 and sum(row["label"] for row in sample) == 6
