@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--preset", default="mini", help="tiny, mini (default), small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
     command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train; default: 8192")
+    command.add_argument("--objective", choices=["mlm+nsp", "mlm"], help="default: mlm+nsp, as in the paper")
     command.add_argument("--dropout", type=float, help="while pretraining; default: none, since no text is read twice")
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)

@@ -34,6 +34,7 @@ from .wordpiece import WordPieceTokenizer
 
 CHUNK = 32  # documents read at once; the random second halves of pairs come from among them
 LOG_EVERY = 20  # steps
+OBJECTIVES = ("mlm+nsp", "mlm")
 HELD_OUT = 200  # every 200th document is never trained on
 
 
@@ -46,6 +47,7 @@ class Recipe:
 
     steps: int | None = None  # the budget, one of the two
     minutes: float | None = None
+    objective: str = "mlm+nsp"  # as in the paper; "mlm" reads one segment and leaves next sentence prediction out
     phases: tuple[Phase, ...] = (
         (0.08, 32, 0.2, 1024),  # short and small first: this leaves the plateau of word frequencies soonest
         (0.27, 64, 0.2, 2048),
@@ -67,6 +69,8 @@ class Recipe:
         budget = [given for given in (self.steps, self.minutes) if given is not None]
         if len(budget) != 1 or budget[0] <= 0:
             raise ValueError("give a budget above zero: either steps or minutes.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"no objective '{self.objective}'; there are: {', '.join(OBJECTIVES)}.")
         if abs(sum(phase[0] for phase in self.phases) - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {sum(p[0] for p in self.phases)}, not to 1.")
         for phase in self.phases:
@@ -163,6 +167,17 @@ def sentence_pairs(
                 yield a, b, int(is_random)
 
 
+def single_segments(documents: list[list[list[int]]], max_tokens: int) -> Iterator[tuple[list[int], list[int], int]]:
+    """Text for the masked language model alone: up to `max_tokens` tokens of one document in a row, no second part.
+
+    This is RoBERTa's DOC-SENTENCES (Liu et al. 2019, section 4.2), but for cutting inside sentences.
+    """
+    for document in documents:
+        tokens = [t for sentence in document for t in sentence]
+        for start in range(0, len(tokens), max_tokens):
+            yield tokens[start : start + max_tokens], [], 0
+
+
 def raw_documents(corpus: str | Path, held_out: bool = False) -> Iterator[list[str]]:
     """The documents that are held out for evaluation, or all the others."""
     return (d for i, d in enumerate(corpora.documents(corpus)) if (i % HELD_OUT == HELD_OUT - 1) == held_out)
@@ -186,10 +201,16 @@ def tokenized_chunks(corpus: str | Path, tokenizer: WordPieceTokenizer, held_out
 
 
 def pair_batches(
-    documents: list, tokenizer: WordPieceTokenizer, length: int, batch_tokens: int, rng: random.Random
+    documents: list,
+    tokenizer: WordPieceTokenizer,
+    length: int,
+    batch_tokens: int,
+    rng: random.Random,
+    objective: str = "mlm+nsp",
 ) -> list[dict[str, Tensor]]:
     """Unmasked batches (B, S) from one chunk, similar lengths together, in random order."""
-    pairs = sorted(sentence_pairs(documents, length - 3, rng), key=lambda p: len(p[0]) + len(p[1]))
+    parts = sentence_pairs(documents, length - 3, rng) if objective == "mlm+nsp" else single_segments(documents, length - 2)
+    pairs = sorted(parts, key=lambda p: len(p[0]) + len(p[1]))
     size = max(1, batch_tokens // length)
     batches = []
     for i in range(0, len(pairs), size):
@@ -198,7 +219,7 @@ def pair_batches(
         ids = torch.full((len(rows), width), tokenizer.pad_id)
         segments = torch.zeros_like(ids)
         for row, (a, b, _) in enumerate(rows):
-            tokens = [tokenizer.cls_id, *a, tokenizer.sep_id, *b, tokenizer.sep_id]
+            tokens = [tokenizer.cls_id, *a, tokenizer.sep_id, *b, *([tokenizer.sep_id] if b else [])]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             segments[row, len(a) + 2 : len(tokens)] = 1
         batch = {"input_ids": ids, "token_type_ids": segments, "next_sentence_label": torch.tensor([r for _, _, r in rows])}
@@ -368,7 +389,7 @@ def pretrain(
                 group["lr"] = recipe.learning_rate * recipe.rate_factor(done)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=state["bf16"]):
                 mlm, nsp, *right = pretraining_losses(model, ready)
-            (mlm + nsp).backward()
+            (mlm + nsp * (recipe.objective == "mlm+nsp")).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -429,7 +450,7 @@ def training_batches(
                 state["phase_at"] = progress()
             _, length, mask_rate, batch_tokens = recipe.phase(state["phase_at"])
             rng = random.Random(f"{recipe.seed} {state['epoch']} {state['chunk']}")
-            for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng)[state["batch"] :]:
+            for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng, recipe.objective)[state["batch"] :]:
                 if progress() >= 1:
                     return
                 yield batch, mask_rate

@@ -308,3 +308,23 @@ def test_warm_start_knows_frequencies_and_company(tmp_path):
     table = torch.nn.functional.normalize(model.bert.embeddings.word_embeddings.weight.detach(), dim=1)
     cat, dog, brick, stone = (table[tokenizer.vocab[word]] for word in ("cat", "dog", "brick", "stone"))
     assert min(cat @ dog, brick @ stone) > 0.3 + max(cat @ brick, cat @ stone, dog @ brick, dog @ stone)
+
+
+def test_mlm_alone_reads_one_segment_and_leaves_the_pair_head(corpus, tokenizer, tmp_path):
+    documents = next(pretraining.tokenized_chunks(corpus, tokenizer, held_out=False))
+    batches = pair_batches(documents, tokenizer, 32, 256, random.Random(0), "mlm")
+    read = sum(int((batch["input_ids"] > tokenizer.mask_id).sum()) for batch in batches)
+    assert read == sum(t > tokenizer.mask_id for document in documents for part in document for t in part)  # all, and once
+    assert all(not batch["token_type_ids"].any() for batch in batches)
+    assert all(((batch["input_ids"] == tokenizer.sep_id).sum(1) == 1).all() for batch in batches)
+
+    config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
+    recipe = Recipe(steps=3, phases=((1.0, 32, 0.15, 64),), objective="mlm", weight_decay=0.0)
+    pretrain(corpus, tmp_path / "three", tokenizer, config, recipe, progress_bar=False)
+    model = from_pretrained(BertForPreTraining, tmp_path / "three")
+    torch.manual_seed(recipe.seed)
+    start = BertForPreTraining(pretraining.replace(config, initializer_range=config.hidden_size**-0.5))
+    assert torch.equal(model.cls.seq_relationship.weight, start.cls.seq_relationship.weight)
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, start.bert.encoder.layer[0].output.dense.weight)
+    with pytest.raises(ValueError, match="no objective 'sop'; there are: mlm\\+nsp, mlm"):
+        Recipe(steps=3, objective="sop")
