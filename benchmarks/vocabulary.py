@@ -57,7 +57,8 @@ def main():
         per_word = sum(len(tokenizer.encode(s)) for s in sentences) / sum(len(s.split()) for s in sentences)
         with tempfile.TemporaryDirectory() as folder:
             config = BertConfig.preset("mini", vocab_size=size)
-            model = pretrain(args.corpus, folder, tokenizer, config, Recipe(minutes=args.minutes, phases=PHASES), progress_bar=False)
+            recipe = Recipe(minutes=args.minutes, phases=PHASES)
+            model = pretrain(args.corpus, folder, tokenizer, config, recipe, progress_bar=False)
             log = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
         tokens = json.loads(log[-1])["tokens"]
         loss, right = word_loss(model, tokenizer, sentences)

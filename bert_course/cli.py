@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
     command.set_defaults(run=fill_mask)
 
-    command = commands.add_parser("study", help="the runs behind a table of lesson 12: about ten minutes")
-    command.add_argument("name", choices=["reviews"])
+    command = commands.add_parser("study", help="the runs behind a table of lesson 10 (nsp) or 12 (reviews): about ten minutes")
+    command.add_argument("name", choices=["nsp", "reviews"])
     command.add_argument("--seeds", type=int, default=3)
-    command.add_argument("--output", type=Path, default=Path("data/studies/reviews.json"), help="goes on where it stopped")
+    command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")
     command.set_defaults(run=study)
 
     args = parser.parse_args(argv)
@@ -151,8 +151,9 @@ def fill_mask(args: argparse.Namespace) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    from bert_course.finetuning import study_reviews
+    from bert_course import studies
 
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    study_reviews(args.output, args.seeds)
+    output = args.output or Path(f"data/studies/{args.name}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    getattr(studies, f"study_{args.name}")(output, args.seeds)
     return 0

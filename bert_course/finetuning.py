@@ -1,25 +1,18 @@
 """Fine-tuning a pretrained BERT, and using the result (Devlin et al. 2019, section 4 and appendix A.3)."""
 
-import hashlib
-import json
 import random
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from . import data_path, tasks
-from .checkpoint import from_pretrained
-from .doctor import processor
-from .files import read_json, replacing
+from . import tasks
 from .inputs import Encoding, batch, encode
 from .model import BertForSequenceClassification, parameter_groups
 from .wordpiece import WordPieceTokenizer
+
+Text = str | tuple[str, str]  # one sequence, or a pair
 
 # For data/reviews, tried on the validation split and 150 pairs kept out of the training split. Eight epochs from pretrained
 # weights, one seed: 2e-4 0.76, 4e-4 0.78, 6e-4 0.77, 8e-4 0.75; four epochs, two seeds: 0.69, 0.75, 0.76, 0.76. From random
@@ -41,7 +34,7 @@ def train_classifier(
     """Train in place with AdamW, linear warm-up and decay, and gradients clipped at norm 1.
 
     Args:
-        train, validation: rows with "text" and "label" (a class id).
+        train, validation: rows with "text", one text or a pair of texts, and "label" (a class id).
         learning_rate: at its peak. The paper's 2e-5 to 5e-5 are for base and large; a small model wants more.
         warmup: share of the steps in which the learning rate rises.
         seed: decides the order of the rows and what dropout drops.
@@ -93,7 +86,7 @@ def similar_lengths(rows: list[tuple], batch_size: int, rng: random.Random) -> l
 
 @torch.no_grad()
 def predict(
-    model: BertForSequenceClassification, tokenizer: WordPieceTokenizer, texts: Sequence[str], batch_size: int = 64
+    model: BertForSequenceClassification, tokenizer: WordPieceTokenizer, texts: Sequence[Text], batch_size: int = 64
 ) -> Tensor:
     """Probabilities (len(texts), labels) of each class, on the CPU, in the order of the texts."""
     model.eval()
@@ -112,8 +105,9 @@ def accuracy(model: BertForSequenceClassification, tokenizer: WordPieceTokenizer
     return sum(guess == row["label"] for guess, row in zip(guesses.tolist(), rows)) / len(rows)
 
 
-def encode_all(model: torch.nn.Module, tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[Encoding]:
-    return [encode(tokenizer, text, max_length=model.config.max_position_embeddings) for text in texts]
+def encode_all(model: torch.nn.Module, tokenizer: WordPieceTokenizer, texts: Iterable[Text]) -> list[Encoding]:
+    parts = ([text] if isinstance(text, str) else text for text in texts)
+    return [encode(tokenizer, *part, max_length=model.config.max_position_embeddings) for part in parts]
 
 
 def to_model(model: torch.nn.Module, tokenizer: WordPieceTokenizer, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
@@ -157,64 +151,3 @@ def sample_pairs(rows: Sequence[dict], size: int, seed: int) -> list[dict]:
     pairs = sorted({row["pair"] for row in rows})
     chosen = set(random.Random(seed).sample(pairs, size // 2))
     return [row for row in rows if row["pair"] in chosen]
-
-
-def study_reviews(
-    output: Path, seeds: int, checkpoint: str | Path | None = None, epochs: dict[int, int] | None = None
-) -> dict:
-    """Scores on the test split of data/reviews, and accuracy on the challenge split, by seed, training reviews and kind of model.
-
-    The kinds: "pretrained", "random" (the same network from random weights) and "bag of words" (of 1 and of 1 to 2 words).
-    Writes every run to `output` as it is done and, when called again, does only what is missing.
-
-    Args:
-        epochs: by number of training reviews; default: 8 for all of them.
-    Raises:
-        ValueError: if `output` holds runs of another checkpoint, other reviews or other numbers of epochs.
-    """
-    checkpoint = Path(checkpoint or data_path("bert-course-mini"))
-    tokenizer = WordPieceTokenizer.from_pretrained(checkpoint)
-    files = [data_path("reviews") / f"{split}.csv" for split in tasks.SPLITS]
-    train, validation, test, challenge = (tasks.read_reviews(path) for path in files)
-    texts = [row["text"] for row in (*test, *challenge)]
-    epochs = epochs or {len(train): 8}
-    made_from = fingerprint(checkpoint / "model.safetensors", *files) + f" {sorted(epochs.items())} {LEARNING_RATES}"
-    result = {"made_from": made_from, "runs": []}
-    if output.exists():
-        result = read_json(output)
-        if result.get("made_from") != made_from:
-            raise ValueError(f"{output} was made with another checkpoint, data or settings. Move it away to measure anew.")
-
-    def fine_tuned(kind: str, rows: list[dict], seed: int) -> tuple[list[int], list[dict]]:
-        torch.manual_seed(seed)
-        model = from_pretrained(BertForSequenceClassification, checkpoint, new_head=True, id2label=tasks.SENTIMENT)
-        if kind == "random":
-            model = BertForSequenceClassification(model.config)
-        rate = LEARNING_RATES[kind]
-        history = train_classifier(model, tokenizer, rows, validation, epochs[len(rows)], learning_rate=rate, seed=seed)
-        return predict(model, tokenizer, texts).argmax(-1).tolist(), history
-
-    def counted(kind: str, rows: list[dict], seed: int) -> tuple[list[int], list[dict]]:
-        baseline = bag_of_words(2 if kind == "bag of 1-2 words" else 1)
-        baseline.fit([row["text"] for row in rows], [row["label"] for row in rows])
-        return baseline.predict(texts).tolist(), []
-
-    kinds = {"bag of words": counted, "bag of 1-2 words": counted, "pretrained": fine_tuned, "random": fine_tuned}
-    done = {(run["seed"], run["size"], run["kind"]) for run in result["runs"]}
-    plan = [(seed, size, kind) for seed in range(seeds) for size in sorted(epochs) for kind in kinds]
-    for seed, size, kind in tqdm([run for run in plan if run not in done], unit="run"):
-        started = time.perf_counter()
-        guesses, history = kinds[kind](kind, sample_pairs(train, size, seed), seed)
-        seconds = round(time.perf_counter() - started, 1)
-        scores = score(test, guesses[: len(test)]) | {"challenge": score(challenge, guesses[len(test) :])["all"]}
-        run = {"seed": seed, "size": size, "kind": kind, "scores": scores, "history": history, "seconds": seconds}
-        result["runs"].append(run)
-        hardware = f"{processor()}, {torch.get_num_threads()} threads"
-        result |= {"date": date.today().isoformat(), "torch": torch.__version__, "hardware": hardware}
-        with replacing(output) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
-
-
-def fingerprint(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]

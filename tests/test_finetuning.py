@@ -6,11 +6,12 @@ import random
 import pytest
 import torch
 
-from bert_course import finetuning, tasks
+from bert_course import data_path, finetuning, tasks
 from bert_course.checkpoint import save_pretrained
 from bert_course.config import BertConfig
-from bert_course.finetuning import accuracy, predict, score, study_reviews, train_classifier
+from bert_course.finetuning import accuracy, predict, score, train_classifier
 from bert_course.model import BertForPreTraining, BertForSequenceClassification, parameter_groups
+from bert_course.studies import answer_pairs, study_reviews
 from bert_course.wordpiece import WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -205,3 +206,22 @@ def test_a_study_of_something_else_is_not_mixed_in(study, tmp_path):
     (tmp_path / "s.json").write_text('{"runs": [')
     with pytest.raises(ValueError, match="s.json is not JSON"):
         study(1)
+
+
+def test_every_answer_stands_in_its_sentence_and_not_in_the_other():
+    path = data_path("passages") / "test.json"
+    passages = [p for entry in json.loads(path.read_text(encoding="utf-8"))["data"] for p in entry["paragraphs"]]
+    answers = {qa["question"]: qa["answers"][0] for p in passages for qa in p["qas"] if qa["answers"]}
+    rows = answer_pairs(path)
+    assert [row["label"] for row in rows] == [1, 0] * len(answers)
+    for yes, no in zip(rows[::2], rows[1::2], strict=True):
+        question, sentence = yes["text"]
+        assert answers[question]["text"][:20] in sentence and no["text"][0] == question and no["text"][1] != sentence
+
+
+def test_a_pair_is_read_as_two_segments(model, tokenizer):
+    one, two = finetuning.encode_all(model, tokenizer, ["the lamp is bad", ("the lamp", "is bad")])
+    assert sum(one.token_type_ids) == 0 and two.token_type_ids == [0, 0, 0, 0, 1, 1, 1]
+    rows = [{"text": ("the lamp", "is bad"), "label": 0}, {"text": "the lamp", "label": 1}]
+    train_classifier(model, tokenizer, rows, rows, epochs=1)
+    assert predict(model, tokenizer, [("the lamp", "is bad"), "the lamp"]).shape == (2, 2)
