@@ -49,10 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
     command.set_defaults(run=fill_mask)
 
-    command = commands.add_parser("study", help="the runs behind a table of lesson 10 (nsp) or 12 (reviews): about ten minutes")
-    command.add_argument("name", choices=["nsp", "reviews"])
+    command = commands.add_parser("study", help="the runs behind a table of lesson 02 (word2vec), 10 (nsp) or 12 (reviews)")
+    command.add_argument("name", choices=["nsp", "reviews", "word2vec"])
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")
+    command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on")
+    command.add_argument("--word-pairs", type=Path, help="for word2vec: a folder of word, word, score lines (tabs between)")
     command.set_defaults(run=study)
 
     args = parser.parse_args(argv)
@@ -155,5 +157,10 @@ def study(args: argparse.Namespace) -> int:
 
     output = args.output or Path(f"data/studies/{args.name}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    getattr(studies, f"study_{args.name}")(output, args.seeds)
+    settings = {"output": output, "seeds": args.seeds}
+    if args.name == "word2vec":
+        if not (args.corpus and args.word_pairs):
+            raise ValueError("the study word2vec needs --corpus FOLDER and --word-pairs FOLDER.")
+        settings |= {"corpus": args.corpus, "word_pairs": args.word_pairs}
+    getattr(studies, f"study_{args.name}")(**settings)
     return 0

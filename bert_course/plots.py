@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.decomposition import PCA
 
 from .lesson import COLOURS
 
@@ -79,6 +80,20 @@ def similarity_map(similarity, names: list[str], title: str) -> None:
     axes.spines[:].set_visible(False)
     axes.set_title(title)
     figure.colorbar(image, ax=axes, label="cosine similarity")
+    plt.show()
+
+
+def projections(panels: dict, labels: list[str]) -> None:
+    """Vectors (N, D) of each panel in the two directions in which they vary most (PCA); one marker for each label."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.2), squeeze=False)
+    for axis, (name, vectors) in zip(axes[0], panels.items(), strict=True):
+        points = PCA(2).fit_transform(vectors)
+        for label, marker, colour in zip(sorted(set(labels)), "osD^", COLOURS, strict=False):
+            chosen = points[np.array(labels) == label]
+            axis.scatter(*chosen.T, marker=marker, color=colour, s=28, alpha=0.8, label=label)
+        axis.set(title=name, xlabel="first direction (no unit)", xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("second direction (no unit)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(set(labels)), frameon=False)
     plt.show()
 
 

@@ -62,3 +62,17 @@ def read_reviews(path: str | Path, labels: dict[int, str] = SENTIMENT) -> list[d
     if not rows:
         raise ValueError(f"{path} has no rows below its header.")
     return rows
+
+
+def read_senses(path: str | Path) -> list[dict]:
+    """Rows of data/senses: text, word, pos, sense, and start, the character of the text where the word begins.
+
+    Raises:
+        ValueError: names file and line where the word does not stand at that place.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row | {"start": int(row["start"])} for row in csv.DictReader(file)]
+    for line, row in enumerate(rows, start=2):
+        if row["text"][row["start"] :][: len(row["word"])].lower() != row["word"]:
+            raise ValueError(f"{path} line {line}: '{row['word']}' does not begin at character {row['start']}. Fix the line.")
+    return rows

@@ -1,0 +1,1 @@
+"""What BERT is compared with: Word2Vec, recurrent networks, ELMo and GPT."""
