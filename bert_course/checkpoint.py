@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .config import BertConfig
-from .files import read_json, replacing
+from .files import download, read_json, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +91,9 @@ def find(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or Path(name).is_absolute() or str(name).startswith("."):
         raise FileNotFoundError(f"no folder '{name}' with a checkpoint (config.json, model.safetensors, vocab.txt).")
-    from huggingface_hub import snapshot_download
-
     revision = HUB_REVISION if name == HUB_MODEL else None
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=["*.json", "vocab.txt", "model.safetensors"]))
+        return download(str(name), ["*.json", "vocab.txt", "model.safetensors"], revision)
     except Exception as error:
         raise FileNotFoundError(
             f"'{name}' is neither a folder here nor could it be fetched from the Hub ({type(error).__name__}: {error}). "

@@ -17,17 +17,20 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is out of date")
     command.set_defaults(run=stamp)
 
-    command = commands.add_parser("pretrain", help="pretrain a BERT")
+    command = commands.add_parser("pretrain", help="pretrain a BERT, or what it is compared with")
     command.add_argument("--corpus", default="docstrings", help="'docstrings' (default); a .txt, .gz or .xz file, or a folder")
     command.add_argument("--output", required=True, help="folder of the checkpoint; also of the log and the training state")
     command.add_argument("--preset", default="mini", help="tiny, mini (default), small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
     command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train; default: 8192")
-    command.add_argument("--objective", choices=["mlm+nsp", "mlm"], help="default: mlm+nsp, as in the paper")
+    command.add_argument("--objective", choices=["mlm+nsp", "mlm", "causal", "recurrent", "bilm", "skipgram"], default="mlm+nsp",
+                         help="mlm+nsp (default, as in the paper) and mlm: BERT; causal: GPT; recurrent: an LSTM language model; "
+                              "bilm: ELMo; skipgram: Word2Vec; all of about as many parameters as the BERT of --preset")
     command.add_argument("--dropout", type=float, help="while pretraining; default: none, since no text is read twice")
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
+    budget.add_argument("--tokens", type=int)
     command.add_argument("--phases", type=phases,
                          help="share of the budget:sequence length:mask rate:tokens in a batch, one after the other, as in "
                               "0.9:128:0.15:4096,0.1:512:0.15:4096; default: those of the course's checkpoint")
@@ -49,11 +52,45 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default=None, help="folder or Hub name; default: the course's own")
     command.set_defaults(run=fill_mask)
 
-    command = commands.add_parser("study", help="the runs behind a table of lesson 02 (word2vec), 10 (nsp) or 12 (reviews)")
-    command.add_argument("name", choices=["nsp", "reviews", "word2vec"])
+    command = commands.add_parser("finetune", help="fine-tune a BERT for one of four tasks")
+    command.add_argument("--task", required=True, choices=["sentiment", "paraphrase", "entities", "passages"])
+    command.add_argument("--train", type=Path, help="CSV or JSON lines (sentiment, paraphrase), CoNLL (entities) or SQuAD's JSON "
+                         "(passages); default: the course's own data or, if BERT_COURSE_SOURCE is hub, public data")
+    command.add_argument("--validation", type=Path, help="default: a tenth of --train, held out")
+    command.add_argument("--labels", help="the label names of --train with commas between, if they are not the course's")
+    command.add_argument("--model", help="folder or Hub name; default: the course's own")
+    command.add_argument("--output", type=Path, required=True,
+                         help="folder of the best epoch's model; while training, also of a checkpoint")
+    command.add_argument("--epochs", type=int, default=3)
+    command.add_argument("--batch-size", type=int, default=16)
+    command.add_argument("--learning-rate", type=float, help="default: by task for small models, 3e-5 for BERT-base and larger")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--patience", type=int, help="stop after so many epochs without a better score; default: never")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    command.set_defaults(run=finetune)
+
+    command = commands.add_parser("predict", help="what a fine-tuned model says, as JSON: one line for each input")
+    command.add_argument("--model", required=True, help="folder that `bert-course finetune` made, or Hub name")
+    command.add_argument("--task", choices=["sentiment", "paraphrase", "entities", "passages"],
+                         help="only needed for pairs with labels of your own: else config.json says it")
+    command.add_argument("--text")
+    command.add_argument("--text-pair", help="for a model that reads pairs")
+    command.add_argument("--question")
+    command.add_argument("--context", help="the passage to find the answer in")
+    command.add_argument("--file", type=Path, help="many inputs, in the formats of `finetune --train`; labels are not needed")
+    command.set_defaults(run=predict)
+
+    command = commands.add_parser("study", help="the runs behind a table of lessons 01 to 04 (siblings), 01 (recall), "
+                                                    "02 (word2vec), 10 (nsp), 12 (reviews), 13 (paraphrases), "
+                                                    "14 (entities), 15 (passages) or 16 (features)")
+    names = ["entities", "features", "nsp", "paraphrases", "passages", "recall", "reviews", "siblings", "word2vec"]
+    command.add_argument("name", choices=names)
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")
-    command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on")
+    command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on; for siblings: "
+                                                     "the text to train on; default: docstrings")
+    command.add_argument("--tokens", type=int, help="for siblings: tokens that each model reads; default: 4,000,000")
+    command.add_argument("--tasks", type=Path, help="for siblings: a folder with WiC in its folder wic; left out without it")
     command.add_argument("--word-pairs", type=Path, help="for word2vec: a folder of word, word, score lines (tabs between)")
     command.set_defaults(run=study)
 
@@ -104,12 +141,20 @@ def phases(text: str) -> tuple[tuple[float, int, float, int], ...]:
 def pretrain(args: argparse.Namespace) -> int:
     from itertools import islice
 
+    from bert_course.baselines import objectives, rnn
     from bert_course.config import BertConfig
+    from bert_course.model import BertForPreTraining
     from bert_course.pretraining import Recipe, pretrain, raw_documents
     from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
-    settings = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in settings.items() if value is not None})
+    skipgram = args.objective == "skipgram"
+    if skipgram and (args.resume or not args.tokens):
+        raise ValueError("skipgram takes its budget as --tokens, and cannot be resumed.")
+    foreign = {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
+               "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu"}
+    if skipgram and any(foreign.values()):
+        refused = ", ".join(name for name, given in foreign.items() if given)
+        raise ValueError(f"skipgram takes no {refused}: it has a recipe of its own, and runs on the CPU.")
     if args.resume:
         tokenizer = WordPieceTokenizer.from_pretrained(args.output)
     elif args.vocab:
@@ -119,6 +164,18 @@ def pretrain(args: argparse.Namespace) -> int:
         sample = islice(raw_documents(args.corpus), 6000)
         tokenizer = train_wordpiece((paragraph for document in sample for paragraph in document), args.vocab_size)
     config = BertConfig.preset(args.preset, vocab_size=tokenizer.vocab_size)
+    size = rnn.parameters(BertForPreTraining, config)
+    settings = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if skipgram:
+        from bert_course.baselines import word2vec
+
+        settings = {name: settings[name] for name in ("learning_rate", "seed") if name in settings}
+        word2vec.pretrain(args.corpus, args.output, tokenizer, round(size / tokenizer.vocab_size / 2), args.tokens, **settings)
+        return 0
+    recipe = Recipe(**settings | {"objective": objectives()[args.objective]})
+    if args.objective in ("recurrent", "bilm"):
+        config = rnn.sized(recipe.objective.model, config, size)
     pretrain(args.corpus, args.output, tokenizer, config, recipe, args.device, args.resume)
     return 0
 
@@ -152,6 +209,95 @@ def fill_mask(args: argparse.Namespace) -> int:
     return 0
 
 
+def own_labels(task: str, given: str) -> list[str]:
+    """The label names of --labels.
+
+    Raises:
+        ValueError: if they are no labels for the task.
+    """
+    import re
+
+    labels, expected = given.split(","), None
+    if task == "passages":
+        raise ValueError(f"--labels is '{given}', but passages have answers, not labels. Leave it out.")
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        expected = "at least two different names with commas between"
+    if task == "entities" and not all(re.fullmatch("O|[BI]-.+", label) for label in labels):
+        expected = "O and, for each type of names, B-TYPE and I-TYPE, as in O,B-CITY,I-CITY"
+    if expected:
+        raise ValueError(f"--labels is '{given}', expected {expected}.")
+    return labels
+
+
+def finetune(args: argparse.Namespace) -> int:
+    import json
+
+    import torch
+
+    from bert_course import data_path, finetuning, lesson, tasks
+    from bert_course.checkpoint import find
+    from bert_course.wordpiece import WordPieceTokenizer
+
+    labels = None if args.labels is None else own_labels(args.task, args.labels)
+    if args.train:
+        train = tasks.read(args.task, args.train, labels)
+        if args.validation:
+            validation = tasks.read(args.task, args.validation, labels)
+        else:
+            train, validation = tasks.hold_out(train, args.seed)
+            print(f"No --validation: {len(validation)} rows of {args.train} are held out for it.", file=sys.stderr)
+    elif args.validation or labels:
+        raise ValueError("--validation and --labels go with --train FILE.")
+    else:
+        data = tasks.load(args.task, lesson.source())
+        train, validation = data["train"], data["validation"]
+    folder = find(args.model or data_path("bert-course-mini"))
+    torch.manual_seed(args.seed)
+    model = finetuning.start_from(args.task, folder, **({"id2label": dict(enumerate(labels))} if labels else {}))
+    history = finetuning.fine_tune(
+        args.task, model.to(lesson.device()), WordPieceTokenizer.from_pretrained(folder), train, validation, args.output,
+        epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
+        patience=args.patience or args.epochs, resume=args.resume, progress_bar=True,
+    )
+    for epoch in history:
+        print(json.dumps(epoch))
+    best = max(history, key=lambda epoch: epoch[finetuning.MAIN_METRIC[args.task]])
+    print(f"The model of epoch {best['epoch']} is in {args.output}.", file=sys.stderr)
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    import json
+
+    from bert_course import finetuning, lesson, tasks
+    from bert_course.checkpoint import find, from_pretrained
+    from bert_course.wordpiece import WordPieceTokenizer
+
+    folder = find(args.model)
+    task = args.task or finetuning.task_of(folder)
+    inputs = {name: getattr(args, name) for name in ("text", "text_pair", "question", "context")}
+    given = {name: text for name, text in inputs.items() if text is not None}
+    expected = {"entities": ("text",), "passages": ("question", "context")} | tasks.TEXTS
+    if bool(given) == bool(args.file) or given and {*given} != {*expected[task]}:
+        wanted = " and ".join("--" + name.replace("_", "-") for name in expected[task])
+        raise ValueError(f"the model in {folder} is one for {task}: give it {wanted}, or --file.")
+    rows = tasks.read(task, args.file, labelled=False) if args.file else [given]
+    if task == "entities":
+        rows = [{"tokens": tasks.words(row["text"])} | row if given else {"text": " ".join(row["tokens"])} | row for row in rows]
+    model = from_pretrained(finetuning.HEADS[task], folder).to(lesson.device())
+    for row, guess in zip(rows, finetuning.predict(task, model, WordPieceTokenizer.from_pretrained(folder), rows)):
+        if task == "passages":
+            row = {name: row[name] for name in ("id", "question") if name in row}
+            found = {"answer": guess[0]["text"], "candidates": guess}
+        elif task == "entities":
+            found = {"tags": guess, "entities": finetuning.names_in(row["text"], row["tokens"], guess)}
+        else:
+            scores = {name: round(float(p), 4) for name, p in zip(model.config.id2label.values(), guess)}
+            found = {"prediction": max(scores, key=scores.get), "scores": scores}
+        print(json.dumps(row | found, ensure_ascii=False))
+    return 0
+
+
 def study(args: argparse.Namespace) -> int:
     from bert_course import studies
 
@@ -162,5 +308,8 @@ def study(args: argparse.Namespace) -> int:
         if not (args.corpus and args.word_pairs):
             raise ValueError("the study word2vec needs --corpus FOLDER and --word-pairs FOLDER.")
         settings |= {"corpus": args.corpus, "word_pairs": args.word_pairs}
+    if args.name == "siblings":
+        given = {"corpus": args.corpus, "tokens": args.tokens, "tasks_folder": args.tasks}
+        settings |= {name: value for name, value in given.items() if value is not None}
     getattr(studies, f"study_{args.name}")(**settings)
     return 0

@@ -1,5 +1,6 @@
 """Is this machine ready for the course, and is the course's data whole? One row for each thing that is checked."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -97,6 +98,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@functools.cache  # where bfloat16 is slow, this takes seconds
 def bfloat16_speedup(device: str) -> float:
     """How many times faster than in float32 a matrix product is in bfloat16: measured, not read from the processor's flags."""
     import torch

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files from the Hugging Face Hub."""
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,3 +35,28 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
+
+
+def download(repository: str, files: list[str], revision: str | None = None, kind: str = "model") -> Path:
+    """The folder with some files of a repository on the Hub, downloaded once; says on stderr how much is to come.
+
+    `huggingface_hub` tries again, six times in all, while the Hub is slow or busy. What has come is kept.
+
+    Args:
+        files: names, or patterns such as "*.json".
+        kind: "model" or "dataset".
+    Raises:
+        OSError or a subclass: if they are not here and the Hub does not give them.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    wanted = {"repo_type": kind, "revision": revision, "allow_patterns": files}
+    try:
+        plan = snapshot_download(repository, dry_run=True, **wanted)
+    except DryRunError:  # the Hub cannot be reached
+        return Path(snapshot_download(repository, local_files_only=True, **wanted))
+    sizes = [file.file_size or 0 for file in plan if file.will_download]
+    if sizes:
+        print(f"Downloading {repository}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB.", file=sys.stderr, flush=True)
+    return Path(snapshot_download(repository, **wanted))

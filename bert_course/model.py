@@ -172,7 +172,8 @@ class BertModel(nn.Module):
 
         Args:
             input_ids: (B, S) int64 ids, S at most `max_position_embeddings`.
-            attention_mask: (B, S), 1 for real tokens, 0 for padding; None if there is no padding.
+            attention_mask: (B, S), 1 for real tokens, 0 for padding; None if there is no padding. Or (B, S, S): entry
+                [b, i, j] is 1 where token i may listen to token j.
             token_type_ids: (B, S), 0 in segment A, 1 in segment B; None if all are A.
         Returns:
             last_hidden_state (B, S, D); pooler_output (B, D) if there is a pooler; on request
@@ -195,8 +196,9 @@ class BertModel(nn.Module):
                 )
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = None
-        if attention_mask is not None:  # (B, S) of 1 and 0 -> (B, 1, 1, S) of 0 and the most negative number
-            mask = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        if attention_mask is not None:  # 1 and 0 -> 0 and the most negative number, (B, 1, 1, S) or (B, 1, S, S)
+            allowed = attention_mask if attention_mask.dim() == 3 else attention_mask[:, None, :]
+            mask = (1 - allowed[:, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
         states, attentions = self.encoder(hidden, mask, output_attentions)
         output = Output(last_hidden_state=states[-1])
         if self.pooler is not None:
@@ -371,8 +373,9 @@ def init_weights(module: nn.Module, config: BertConfig) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict]:
-    """Weight decay for matrices, none for biases and LayerNorm (google-research/bert optimization.py)."""
+    """Weight decay for matrices, none for vectors and numbers: in BERT biases and LayerNorm (google-research/bert
+    optimization.py)."""
     decay, plain = [], []
-    for name, parameter in model.named_parameters():
-        (plain if name.endswith("bias") or "LayerNorm" in name else decay).append(parameter)
+    for parameter in model.parameters():
+        (decay if parameter.dim() > 1 else plain).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

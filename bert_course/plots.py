@@ -1,7 +1,11 @@
 """Every figure of the course. A lesson computes the numbers and asserts on them; a function here draws and shows them."""
 
+from collections.abc import Sequence
+from html import escape
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 from sklearn.decomposition import PCA
 
 from .lesson import COLOURS
@@ -157,3 +161,29 @@ def stacked_shares(rows: dict[str, dict[str, float]], xlabel: str) -> None:
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(parts), frameon=False)
     plt.show()
+
+
+def highlighted(rows: Sequence[tuple[str, str, Sequence[tuple[int, int, str]]]], labels: Sequence[str]):
+    """Texts with marked spans, as HTML: each span in brackets with its label, and in the label's colour.
+
+    Args:
+        rows: (heading, text, spans); a span is (start, end, label), in characters; spans do not overlap.
+        labels: all labels, at most 7, so that a label has the same colour everywhere.
+    Raises:
+        ValueError: if there are more.
+    """
+    from IPython.display import HTML
+
+    if len(labels) > len(COLOURS):
+        raise ValueError(f"{len(labels)} labels, but there are colours for at most {len(COLOURS)} labels.")
+    style = "color:black; background:{}; border-bottom:3px solid {}; padding:0 2px"
+    styles = {label: style.format(to_hex(0.8 + 0.2 * np.array(to_rgb(colour))), colour) for label, colour in zip(labels, COLOURS)}
+    lines = []
+    for heading, text, spans in rows:
+        parts, done = [f"<b>{escape(heading)}</b>: " if heading else ""], 0
+        for start, end, label in sorted(spans):
+            inside = f"[{escape(text[start:end])} <b><small>{escape(label)}</small></b>]"
+            parts += [escape(text[done:start]), f'<span style="{styles[label]}">{inside}</span>']
+            done = end
+        lines.append(f'<p style="margin:0.3em 0">{"".join(parts)}{escape(text[done:])}</p>')
+    return HTML("\n".join(lines))

@@ -29,25 +29,36 @@ from .checkpoint import from_pretrained, read_tensors, save_pretrained, write_te
 from .config import BertConfig
 from .doctor import bfloat16_speedup
 from .files import read_json, replacing
-from .model import BertForPreTraining, parameter_groups
+from .model import BertAttention, BertEmbeddings, BertForPreTraining, parameter_groups
 from .wordpiece import WordPieceTokenizer
 
 CHUNK = 32  # documents read at once; the random second halves of pairs come from among them
 LOG_EVERY = 20  # steps
-OBJECTIVES = ("mlm+nsp", "mlm")
 HELD_OUT = 200  # every 200th document is never trained on
 
 
 Phase = tuple[float, int, float, int]  # share of the budget, sequence length, mask rate, tokens in a batch
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What `pretrain` trains and by what loss. All of them go through the same loop."""
+
+    name: str  # "mlm+nsp" reads pairs of segments, any other one segment at a time (see `pair_batches`)
+    model: type[nn.Module]  # made of a BertConfig; its head, tied to the token embeddings, is `cls.predictions`
+    prepare: Callable[[dict, WordPieceTokenizer, float, torch.Generator], dict]  # a batch of text, as `masked_batch` takes it
+    losses: Callable[[nn.Module, dict], dict[str, Tensor]]  # of what `prepare` returned; all of them are logged
+    weights: dict[str, float]  # of the losses in the sum that is minimised
+
+
 @dataclass
 class Recipe:
-    """How to pretrain. The schedule follows the share of the budget (steps or minutes) that is used up."""
+    """How to pretrain. The schedule follows the share of the budget (steps, minutes or tokens) that is used up."""
 
-    steps: int | None = None  # the budget, one of the two
+    steps: int | None = None  # the budget, one of the three
     minutes: float | None = None
-    objective: str = "mlm+nsp"  # as in the paper; "mlm" reads one segment and leaves next sentence prediction out
+    tokens: int | None = None  # read, padding not counted
+    objective: Objective | str = "mlm+nsp"  # as in the paper; "mlm" reads one segment and leaves next sentence prediction out
     phases: tuple[Phase, ...] = (
         (0.08, 32, 0.2, 1024),  # short and small first: this leaves the plateau of word frequencies soonest
         (0.27, 64, 0.2, 2048),
@@ -66,11 +77,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        budget = [given for given in (self.steps, self.minutes) if given is not None]
+        budget = [given for given in (self.steps, self.minutes, self.tokens) if given is not None]
         if len(budget) != 1 or budget[0] <= 0:
-            raise ValueError("give a budget above zero: either steps or minutes.")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"no objective '{self.objective}'; there are: {', '.join(OBJECTIVES)}.")
+            raise ValueError("give a budget above zero: either steps or minutes or tokens.")
+        if isinstance(self.objective, str):
+            if self.objective not in OBJECTIVES:
+                raise ValueError(f"no objective '{self.objective}'; there are: {', '.join(OBJECTIVES)}.")
+            self.objective = OBJECTIVES[self.objective]
         if abs(sum(phase[0] for phase in self.phases) - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {sum(p[0] for p in self.phases)}, not to 1.")
         for phase in self.phases:
@@ -215,7 +228,8 @@ def pair_batches(
     batches = []
     for i in range(0, len(pairs), size):
         rows = pairs[i : i + size]
-        width = -(-(max(len(a) + len(b) for a, b, _ in rows) + 3) // 16) * 16  # a multiple of 16 suits the matrix units
+        longest = max(len(a) + len(b) + (3 if b else 2) for a, b, _ in rows)
+        width = -(-longest // 16) * 16  # a multiple of 16 suits the matrix units
         ids = torch.full((len(rows), width), tokenizer.pad_id)
         segments = torch.zeros_like(ids)
         for row, (a, b, _) in enumerate(rows):
@@ -260,20 +274,32 @@ def pretraining_losses(model: BertForPreTraining, batch: dict) -> tuple[Tensor, 
     )
 
 
-def warm_start(model: BertForPreTraining, tokenizer: WordPieceTokenizer, corpus: str | Path, chunks: int = 40) -> None:
+def named_losses(model: BertForPreTraining, batch: dict) -> dict[str, Tensor]:
+    return dict(zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), pretraining_losses(model, batch)))
+
+
+OBJECTIVES = {
+    name: Objective(name, BertForPreTraining, masked_batch, named_losses, {"mlm_loss": 1.0, "nsp_loss": nsp})
+    for name, nsp in (("mlm+nsp", 1.0), ("mlm", 0.0))
+}
+
+
+def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Path, chunks: int = 40) -> None:
     """Start where counting gets, in seconds, instead of on the plateau where a young BERT knows only how often words occur.
 
-    In place, from the first `chunks` of the training text:
+    In place, from the first `chunks` of the training text, for the model of any `Objective`:
     - token embeddings: positive pointwise mutual information of tokens up to four apart, reduced by SVD (Levy and
       Goldberg 2014); output bias: log frequencies. The head's dense layer starts as the identity.
-    - positions: sinusoids (Vaswani et al. 2017) of short wavelengths, to be learned further.
-    - attention: key = query and output = value transposed, so that a token first listens to its neighbours and to its
-      likes, and adds up what they are (after Trockman and Kolter 2023, "Mimetic initialization").
+    - positions, if it has any: sinusoids (Vaswani et al. 2017) of short wavelengths, to be learned further.
+    - attention, if it has any: key = query and output = value transposed, so that a token first listens to its neighbours
+      and to its likes, and adds up what they are (after Trockman and Kolter 2023, "Mimetic initialization").
     """
     from scipy.sparse import coo_array
     from sklearn.utils.extmath import randomized_svd
 
-    size, width = model.bert.embeddings.word_embeddings.weight.shape
+    head = model.cls.predictions
+    table = head.decoder.weight  # the token embeddings
+    size, width = table.shape
     scale = model.config.initializer_range
     gap = [tokenizer.pad_id] * 4  # no sentence is a neighbour of another document's
     documents = itertools.chain.from_iterable(itertools.islice(tokenized_chunks(corpus, tokenizer, held_out=False), chunks))
@@ -301,15 +327,15 @@ def warm_start(model: BertForPreTraining, tokenizer: WordPieceTokenizer, corpus:
 
     angles = torch.arange(model.config.max_position_embeddings)[:, None] * 30.0 ** -torch.linspace(0, 1, width // 2)
     with torch.no_grad():
-        embeddings, head = model.bert.embeddings, model.cls.predictions
-        embeddings.word_embeddings.weight[seen, : vectors.shape[1]] = torch.from_numpy(vectors).float()[seen]
-        embeddings.position_embeddings.weight.copy_(torch.cat([angles.sin(), angles.cos()], dim=1) * scale * 2**0.5)
+        table[seen, : vectors.shape[1]] = torch.from_numpy(vectors).float()[seen]
         head.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
         head.transform.dense.weight.copy_(torch.eye(width))
-        for layer in model.bert.encoder.layer:
-            attention = layer.attention
-            attention.self.key.weight.copy_(attention.self.query.weight)
-            attention.output.dense.weight.copy_(attention.self.value.weight.T)
+        for part in model.modules():
+            if isinstance(part, BertEmbeddings):
+                part.position_embeddings.weight.copy_(torch.cat([angles.sin(), angles.cos()], dim=1) * scale * 2**0.5)
+            elif isinstance(part, BertAttention):
+                part.self.key.weight.copy_(part.self.query.weight)
+                part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
 def pretrain(
@@ -321,8 +347,9 @@ def pretrain(
     device: str = "cpu",
     resume: bool = False,
     progress_bar: bool = True,
-) -> BertForPreTraining:
-    """Pretrain a BERT and keep checkpoints, the log (log.jsonl, a line every 20 steps) and the vocabulary in `output`.
+) -> nn.Module:
+    """Pretrain the model of `recipe.objective`, and keep checkpoints, the log (log.jsonl, a line every 20 steps) and the
+    vocabulary in `output`.
 
     Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one.
 
@@ -334,7 +361,7 @@ def pretrain(
         raise ValueError(f"the vocabulary has {tokenizer.vocab_size} pieces, the config only {config.vocab_size}.")
     if (longest := max(phase[1] for phase in recipe.phases)) > config.max_position_embeddings:
         raise ValueError(f"a phase has sequence length {longest}, the model positions for {config.max_position_embeddings}.")
-    output = Path(output)
+    output, objective = Path(output), recipe.objective
     state_file, log_file = output / "training_state.json", output / "log.jsonl"
     if resume and not state_file.exists():
         raise ValueError(f"{output} holds no run to resume (no training_state.json).")
@@ -344,13 +371,13 @@ def pretrain(
     torch.manual_seed(recipe.seed)
     dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
     if resume:
-        model = from_pretrained(BertForPreTraining, output, **dropout)
+        model = from_pretrained(objective.model, output, **dropout)
         state = read_json(state_file)
         lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
         lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state["step"]]
     else:
         # 0.02, made for 768 numbers a token, is little for fewer
-        model = BertForPreTraining(replace(config, initializer_range=config.hidden_size**-0.5, **dropout))
+        model = objective.model(replace(config, initializer_range=config.hidden_size**-0.5, **dropout))
         if recipe.warm_start:
             warm_start(model, tokenizer, corpus)
         state = {"step": 0, "epoch": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0}
@@ -370,12 +397,15 @@ def pretrain(
     recent: list[tuple[float, ...]] = []
 
     def progress() -> float:
-        return state["step"] / recipe.steps if recipe.steps else (time.monotonic() - started) / (60 * recipe.minutes)
+        if recipe.minutes:
+            return (time.monotonic() - started) / (60 * recipe.minutes)
+        return state["step"] / recipe.steps if recipe.steps else state["tokens"] / recipe.tokens
 
     def save():
         with replacing(output / "optimizer.safetensors") as optimizer_path, replacing(state_file) as state_path:
             save_optimizer(optimizer, model, optimizer_path)
-            state_path.write_text(json.dumps(state | {"recipe": asdict(recipe)}, indent=2), encoding="utf-8")
+            settings = asdict(recipe) | {"objective": objective.name}
+            state_path.write_text(json.dumps(state | {"recipe": settings}, indent=2), encoding="utf-8")
             save_pretrained(model, output)  # last: until everything is written, nothing is replaced
 
     bar.update(100 * progress())
@@ -383,13 +413,13 @@ def pretrain(
         for batch, mask_rate in training_batches(corpus, tokenizer, recipe, state, progress):
             done = progress()
             torch.manual_seed(recipe.seed * 1_000_003 + state["step"])
-            ready = masked_batch(batch, tokenizer, mask_rate, torch.default_generator)
+            ready = objective.prepare(batch, tokenizer, mask_rate, torch.default_generator)
             ready = {k: v if v is None else v.to(device) for k, v in ready.items()}
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.rate_factor(done)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=state["bf16"]):
-                mlm, nsp, *right = pretraining_losses(model, ready)
-            (mlm + nsp * (recipe.objective == "mlm+nsp")).backward()
+                losses = objective.losses(model, ready)
+            sum(weight * losses[name] for name, weight in objective.weights.items()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -398,16 +428,16 @@ def pretrain(
             state["batch"] += 1
             state["tokens"] += int((batch["input_ids"] != tokenizer.pad_id).sum())
             state["seconds"] = time.monotonic() - started
-            recent.append(tuple(x.item() for x in (mlm, nsp, *right)))
+            recent.append(tuple(x.item() for x in losses.values()))
             if state["step"] % LOG_EVERY == 0:
                 means = [sum(column) / len(recent) for column in zip(*recent)]
                 recent.clear()
                 line = {k: state[k] for k in ("step", "tokens", "seconds")} | {"length": ready["input_ids"].shape[1]}
-                line |= zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), means)
+                line |= zip(losses, means)
                 with open(log_file, "a", encoding="utf-8") as log:
                     log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
                 speed = state["tokens"] / state["seconds"]
-                bar.set_postfix_str(f"step {state['step']}, MLM {means[0]:.2f}, {speed:.0f} tokens/s")
+                bar.set_postfix_str(f"step {state['step']}, loss {means[0]:.2f}, {speed:.0f} tokens/s")
                 bar.update(100 * done - bar.n)
             if stopping:
                 break
@@ -450,7 +480,7 @@ def training_batches(
                 state["phase_at"] = progress()
             _, length, mask_rate, batch_tokens = recipe.phase(state["phase_at"])
             rng = random.Random(f"{recipe.seed} {state['epoch']} {state['chunk']}")
-            for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng, recipe.objective)[state["batch"] :]:
+            for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng, recipe.objective.name)[state["batch"] :]:
                 if progress() >= 1:
                     return
                 yield batch, mask_rate

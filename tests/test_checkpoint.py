@@ -1,14 +1,13 @@
 """Checkpoints: exchanged with `transformers` bit for bit, refused clearly when they do not fit, never half-written."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+import stand_in
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -312,43 +311,8 @@ def hub(tmp_path):
     (root / "vocab.txt").write_text("".join(f"piece{i}\n" for i in range(40)))
     tensors = {name: tensor for name, tensor in tiny().state_dict().items() if name not in checkpoint.TIED}
     save_file(old_names(tensors), root / "model.safetensors", metadata={"format": "pt"})
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.path.partition("?")[0]
-            names = sorted(WANTED | OTHERS)
-            if path == f"/api/models/{MODEL}/revision/{REVISION}":
-                return self.answer(json.dumps({"id": MODEL, "sha": REVISION, "siblings": [{"rfilename": n} for n in names]}))
-            if path == f"/api/models/{MODEL}/tree/{REVISION}":
-                sizes = {n: (root / n).stat().st_size for n in names}
-                tree = [{"type": "file", "path": n, "oid": f"{i:040x}", "size": sizes[n]} for i, n in enumerate(names)]
-                return self.answer(json.dumps(tree))
-            name = path.removeprefix(f"/{MODEL}/resolve/{REVISION}/")
-            if name not in names:
-                return self.send_error(404)
-            asked.append(name)
-            self.answer((root / name).read_bytes(), ETag=f'"{names.index(name):040x}"')
-
-        do_HEAD = do_GET
-
-        def answer(self, body, **headers):
-            body = body if isinstance(body, bytes) else body.encode()
-            self.send_response(200)
-            for key, value in {"Content-Length": len(body), "X-Repo-Commit": REVISION, **headers}.items():
-                self.send_header(key, str(value))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    with stand_in.hub({("models", MODEL, REVISION): root}) as served:
+        yield served
 
 
 LOAD = """
@@ -366,10 +330,8 @@ else:
 
 
 def load_from(endpoint: str, tmp_path: Path) -> str:
-    """In a process of its own, since the address of the Hub is read when huggingface_hub is imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-c", LOAD, str(tmp_path / "loaded")]
+    environment = stand_in.environment(endpoint, tmp_path / "cache")
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -378,11 +340,11 @@ def test_loading_from_the_hub_and_then_without_it(hub, tmp_path):
     assert set(load_from(endpoint, tmp_path).split()) == WANTED
     assert set(asked) == WANTED  # not one of the large files in other formats
     assert_equal_bits(from_pretrained(ours.BertForPreTraining, tmp_path / "loaded"), tiny())
-    assert set(load_from("http://127.0.0.1:9", tmp_path).split()) == WANTED  # the Hub is gone: from the cache
+    assert set(load_from(stand_in.DOWN, tmp_path).split()) == WANTED  # the Hub is gone: from the cache
 
 
 def test_a_hub_that_is_down_is_said_clearly(tmp_path):
-    message = load_from("http://127.0.0.1:9", tmp_path)
+    message = load_from(stand_in.DOWN, tmp_path)
     assert message.startswith(f"'{MODEL}' is neither a folder here nor could it be fetched from the Hub (")
     assert "Check the network, or set BERT_COURSE_SOURCE=embedded" in message
     assert not (tmp_path / "loaded").exists()

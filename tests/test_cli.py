@@ -1,11 +1,17 @@
 """The command line and the doctor: what is broken is named, with its fix, in one line and without a traceback."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bert_course import cli, doctor, lesson, stamp
+from bert_course.checkpoint import from_pretrained, save_pretrained
+from bert_course.config import BertConfig
+from bert_course.model import BertForPreTraining, BertForSequenceClassification
+from bert_course.wordpiece import WordPieceTokenizer
 
 
 @pytest.fixture
@@ -98,3 +104,130 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(lesson.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA GPU. Set BERT_COURSE_DEVICE=auto or cpu"):
         lesson.device()
+
+
+# finetune and predict
+
+TEXTS = "text,label\n" + "The lamp is good,positive\nThe lamp is bad,negative\n" * 10
+PAIRS = "text,text_pair,label\n" + "A lamp,It shines,paraphrase\nA lamp,It sinks,different\n" * 10
+NAMES = "Ada B-PER\nmet O\nBo B-PER\n. O\n\nNew B-LOC\nYork I-LOC\nslept O\n\n" * 10
+QUESTION = {"question": "Who came?", "answers": [{"text": "Ada", "answer_start": 4}]}
+PASSAGES = json.dumps({"data": [
+    {"paragraphs": [{"context": f"Now Ada came at {i}.", "qas": [QUESTION | {"id": str(i)}]}]} for i in range(20)
+]})
+OWN = {
+    "sentiment": ("a.csv", TEXTS),
+    "paraphrase": ("a.csv", PAIRS),
+    "entities": ("a.conll", NAMES),
+    "passages": ("a.json", PASSAGES),
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with a tiny checkpoint, whose pieces are single characters."""
+    letters = "abcdefghijklmnopqrstuvwxyz.,?!'"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
+    config = BertConfig(len(pieces), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    save_pretrained(BertForPreTraining(config), tmp_path / "tiny")
+    WordPieceTokenizer(pieces).save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+@pytest.fixture
+def tuned(tiny, tmp_path, capsys):
+    """Fine-tune on files of one's own; the folder of the model."""
+
+    def run(task, *options):
+        name, text = OWN[task]
+        (tmp_path / name).write_text(text)
+        command = ["finetune", "--task", task, "--train", str(tmp_path / name), "--model", tiny, "--epochs", "2"]
+        assert cli.main([*command, "--output", str(tmp_path / "out"), "--batch-size", "8", *options]) == 0
+        return str(tmp_path / "out")
+
+    return run
+
+
+SAID = {
+    "sentiment": (["--text", "The lamp is good"], {"text", "prediction", "scores"}),
+    "paraphrase": (["--text", "A lamp", "--text-pair", "It shines"], {"text", "text_pair", "prediction", "scores"}),
+    "entities": (["--text", "Ada met Bo."], {"text", "tokens", "tags", "entities"}),
+    "passages": (["--question", "Who?", "--context", "Now Ada came."], {"question", "answer", "candidates"}),
+}
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_a_model_tuned_on_own_files_answers_in_json(task, tuned, tmp_path, capsys):
+    folder = tuned(task)
+    out, err = capsys.readouterr()
+    history = [json.loads(line) for line in out.splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2] and "loss" in history[0]
+    assert f"No --validation: 2 rows of {tmp_path / OWN[task][0]} are held out for it." in err
+    assert f"is in {folder}." in err
+    given, columns = SAID[task]
+    assert cli.main(["predict", "--model", folder, *given]) == 0
+    [answer] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer.keys() == columns
+    assert cli.main(["predict", "--model", folder, "--file", str(tmp_path / OWN[task][0])]) == 0
+    answers = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert len(answers) == 20 and answers[0].keys() >= columns
+
+
+def test_own_labels_are_learned_and_named(tuned, tmp_path, capsys):
+    (tmp_path / "b.csv").write_text(TEXTS.replace("positive", "fine").replace("negative", "poor"))
+    folder = tuned("sentiment", "--train", str(tmp_path / "b.csv"), "--labels", "poor,so-so,fine")
+    capsys.readouterr()
+    assert cli.main(["predict", "--model", folder, "--text", "The lamp"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"].keys() == {"poor", "so-so", "fine"}
+
+
+@pytest.mark.parametrize("task, labels, complaint", [
+    ("passages", "yes,no", "--labels is 'yes,no', but passages have answers, not labels. Leave it out."),
+    ("sentiment", "", "--labels is '', expected at least two different names with commas between."),
+    ("sentiment", "good", "--labels is 'good', expected at least two different names with commas between."),
+    ("paraphrase", "no,yes,no", "--labels is 'no,yes,no', expected at least two different names with commas between."),
+    ("entities", "O,B-CITY,CITY", "--labels is 'O,B-CITY,CITY', expected O and, for each type of names, B-TYPE and I-TYPE, "
+     "as in O,B-CITY,I-CITY."),
+])
+def test_labels_that_do_not_suit_the_task_are_refused(capsys, task, labels, complaint):
+    assert cli.main(["finetune", "--task", task, "--train", "nowhere", "--labels", labels, "--output", "nowhere"]) == 1
+    assert capsys.readouterr().err == f"bert-course: {complaint}\n"
+
+
+def test_tags_of_your_own_are_learned(tuned, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(OWN, "entities", ("a.conll", NAMES.replace("PER", "WHO")))
+    folder = tuned("entities", "--labels", "O,B-WHO,B-LOC,I-LOC")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["1"] == "B-WHO" and folder
+
+
+@pytest.mark.parametrize("given, complaint", [
+    (["--text", "A"], "is one for paraphrase: give it --text and --text-pair, or --file."),
+    (["--question", "A", "--context", "B"], "is one for paraphrase: give it --text and --text-pair, or --file."),
+    ([], "is one for paraphrase: give it --text and --text-pair, or --file."),
+    (["--text", "A", "--text-pair", "B", "--file", "c.csv"], "is one for paraphrase: give it --text and --text-pair, or --file."),
+    (["--file", "nowhere.csv"], "No such file or directory: 'nowhere.csv'"),
+])
+def test_predict_says_what_the_model_wants(tiny, tmp_path, capsys, given, complaint):
+    model = from_pretrained(BertForSequenceClassification, tiny, new_head=True, id2label={0: "different", 1: "paraphrase"})
+    save_pretrained(model, tiny)
+    assert cli.main(["predict", "--model", tiny, *given]) == 1
+    assert capsys.readouterr().err.endswith(complaint + "\n")
+
+
+@pytest.mark.parametrize("command, complaint", [
+    (["predict", "--model", "TINY", "--text", "A"], "holds a BertForPreTraining. Fine-tune it first: bert-course finetune."),
+    (["predict", "--model", "nowhere", "--text", "A"], "no folder 'nowhere' with a checkpoint"),
+    (["finetune", "--task", "sentiment", "--train", "BROKEN", "--output", "OUT"],
+     "broken.csv line 3: label 'postive' is not one of negative, positive. Fix the line."),
+    (["finetune", "--task", "sentiment", "--validation", "BROKEN", "--output", "OUT"], "go with --train FILE."),
+    (["finetune", "--task", "sentiment", "--train", "SINGLE", "--output", "OUT"],
+     "there is only one row, and it cannot be trained on and held out at once. Give rows to validate with: --validation FILE."),
+    (["finetune", "--task", "sentiment", "--output", "OUT", "--model", "TINY", "--resume"], "holds no checkpoint to resume."),
+])
+def test_what_is_wrong_is_one_line(tiny, tmp_path, capsys, command, complaint):
+    places = {"TINY": tiny} | {name: str(tmp_path / f"{name.lower()}.csv") for name in ("BROKEN", "SINGLE", "OUT")}
+    Path(places["BROKEN"]).write_text("text,label\nA,positive\nB,postive\n")
+    Path(places["SINGLE"]).write_text("text,label\nA,positive\n")
+    assert cli.main([places.get(word, word) for word in command]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("bert-course: ") and complaint in line

@@ -11,6 +11,7 @@ SPLITS = ("train", "validation", "test")
 TYPES = ("PER", "ORG", "LOC", "MISC")
 TAGS = {"O", *(f"{place}-{kind}" for place in "BI" for kind in TYPES)}
 NEAR_DUPLICATE = 0.5  # share of common words
+AT_LEAST = {"train": 800, "validation": 120, "test": 280}
 
 
 def read(split):
@@ -86,6 +87,11 @@ def test_the_counts_are_those_of_the_card(splits, sentences):
     assert table == counted
 
 
+def test_there_are_enough_sentences(splits, sentences):
+    assert len(sentences) >= 1_200
+    assert {split: len(splits[split]) for split in SPLITS if len(splits[split]) < AT_LEAST[split]} == {}
+
+
 def test_no_sentence_occurs_twice(sentences):
     texts = Counter(text(sentence).lower() for sentence in sentences)
     assert [sentence for sentence, count in texts.items() if count > 1] == []
@@ -122,10 +128,10 @@ def test_capitals_do_not_give_the_entities_away(splits, split):
     assert inside.count("O") > 0.05 * len(inside)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_some_names_have_several_types(splits, split):
+@pytest.mark.parametrize("split, at_least", [("train", 40), ("test", 25)])
+def test_some_names_have_several_types(splits, split, at_least):
     kinds = {}
     for sentence in splits[split]:
         for name, kind in names(sentence):
             kinds.setdefault(name, set()).add(kind)
-    assert sum(len(several) > 1 for several in kinds.values()) >= 10
+    assert sum(len(several) > 1 for several in kinds.values()) >= at_least

@@ -82,6 +82,11 @@ def test_ids_questions_and_passages_are_unique(passages, questions):
     assert all(question["question"].endswith("?") for _, question in questions)
 
 
+def test_there_are_enough_passages_and_questions(passages, questions):
+    assert len(passages) >= 120
+    assert len(questions) >= 600
+
+
 def test_passages_have_80_to_250_words_and_five_or_more_questions(passages):
     assert [title for title, context, _ in passages if not 80 <= len(context.split()) <= 250] == []
     assert [title for title, _, questions in passages if len(questions) < 5] == []

@@ -212,6 +212,34 @@ def test_padding_never_changes_a_real_token():
     assert_close(model(ids, mask).last_hidden_state[:, :7], model(ids[:, :7]).last_hidden_state)
 
 
+def test_a_mask_of_who_listens_to_whom_equals_transformers():
+    """(B, S, S), any pattern in which everyone may listen to someone; with and without attention weights, gradients too."""
+    torch.manual_seed(0)
+    config = random_config(random.Random(6), initializer_range=0.2, num_hidden_layers=3)
+    mine, theirs = pair_of_models("BertModel", config, torch.float64)
+    ids = torch.randint(config.vocab_size, (4, 9))
+    allowed = (torch.rand(4, 9, 9) < 0.4) | torch.eye(9, dtype=torch.bool)
+    additive = (~allowed[:, None]).double() * torch.finfo(torch.float64).min  # theirs takes such a mask as (B, 1, S, S)
+    expected = theirs(ids, attention_mask=additive).last_hidden_state
+    for explicit in (True, False):
+        assert_close(mine(ids, allowed.long(), output_attentions=explicit).last_hidden_state, expected)
+    attentions = mine(ids, allowed.long(), output_attentions=True).attentions
+    assert all((weights[~allowed[:, None].expand_as(weights)] == 0).all() for weights in attentions)
+    expected.square().mean().backward()
+    mine(ids, allowed.long()).last_hidden_state.square().mean().backward()
+    other = dict(theirs.named_parameters())
+    for name, parameter in mine.named_parameters():
+        if parameter.grad is not None:
+            assert_close(parameter.grad, other[name].grad)
+
+
+def test_equal_rows_of_a_mask_are_a_mask_of_tokens():
+    model = ours.BertModel(random_config(random.Random(7))).double().eval()
+    ids, real = torch.randint(model.config.vocab_size, (2, 6)), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    rows = real[:, None, :].expand(-1, 6, -1)
+    assert torch.equal(model(ids, rows).last_hidden_state, model(ids, real).last_hidden_state)
+
+
 def test_scores_only_where_something_is_predicted_give_the_same_losses():
     torch.manual_seed(0)
     rng = random.Random(3)
@@ -244,6 +272,7 @@ def test_weight_decay_spares_biases_and_layer_norms():
     assert all(names[id(p)].endswith("weight") and "LayerNorm" not in names[id(p)] for p in decay["params"])
     assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in plain["params"])
     assert len(decay["params"]) + len(plain["params"]) == len(names)
+    assert [names[id(p)] for p in decay["params"]] == [n for n in names.values() if "bias" not in n and "LayerNorm" not in n]
 
 
 def test_the_output_layer_is_the_embedding_table():

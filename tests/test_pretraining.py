@@ -115,6 +115,13 @@ def test_batches_are_what_the_model_reads(tokenizer):
             assert segments == [0] * (first + 1) + [1] * (end - first - 1) + [0] * (len(ids) - end)
 
 
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm"])
+def test_a_full_row_is_as_long_as_the_phase_says(tokenizer, objective):
+    document = [[tokenizer.vocab["a"]] * 200]
+    batches = pair_batches([document, document], tokenizer, 32, 256, random.Random(0), objective)
+    assert max(batch["input_ids"].shape[1] for batch in batches) == 32
+
+
 def recipe(**changes) -> Recipe:
     return Recipe(**({"steps": 24, "phases": ((1.0, 32, 0.15, 256),), "learning_rate": 5e-3, "warm_start": False} | changes))
 

@@ -1,0 +1,116 @@
+"""GPT (Radford et al. 2018): the course's own encoder, reading from left to right, asked for the next token.
+
+Parameters and their names are those of `BertForMaskedLM`; the mask is the only difference. What is saved opens with
+`transformers.BertLMHeadModel.from_pretrained(folder, is_decoder=True)` and gives the same numbers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import BertConfig
+from ..model import BertModel, BertPreTrainingHeads, Output, classifier_dropout, init_weights
+from ..pretraining import Objective
+from ..wordpiece import WordPieceTokenizer
+from .rnn import classified, next_token_output, next_tokens, scored
+
+
+class CausalModel(BertModel):
+    """`BertModel`, but a token listens only to itself and to the tokens before it."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *args, **kwargs) -> Output:
+        """Arguments and results as for `BertModel`; attention_mask (B, S)."""
+        rows, length = input_ids.shape
+        causal = torch.ones(length, length, device=input_ids.device).tril().expand(rows, -1, -1)  # 1 where j <= i
+        if attention_mask is not None:
+            causal = causal * attention_mask[:, None, :]
+        return super().forward(input_ids, causal, *args, **kwargs)
+
+
+class CausalLM(nn.Module):
+    """`BertForMaskedLM` with a causal mask, asked for the next token."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = CausalModel(config, add_pooling_layer=False)
+        self.cls = BertPreTrainingHeads(config, self.bert.embeddings.word_embeddings, next_sentence=False)
+        init_weights(self.cls, config)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None, **kwargs) -> Output:
+        """logits (B, S, V): entry i is about token i + 1. `labels` (B, S): the input ids, -100 where nothing is asked."""
+        return next_token_output(self, self.bert(input_ids, attention_mask, token_type_ids, **kwargs), labels)
+
+
+class CausalForSequenceClassification(nn.Module):
+    """One label for the whole input, from the state of its last token: the only one that has read everything.
+
+    Radford et al. 2018, section 3.2. Padding stands on the right.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = CausalModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        init_weights(self.classifier, config)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None) -> Output:
+        """`labels` (B,): class ids."""
+        states = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        last = -1 if attention_mask is None else attention_mask.sum(1) - 1
+        return classified(self.classifier(self.dropout(states[rows, last])), labels)
+
+
+def causal_losses(model: CausalLM, batch: dict) -> dict[str, Tensor]:
+    ids = batch["input_ids"]
+    explicit = ids.device.type == "cpu"  # as in `pretraining_losses`
+    states = model.bert(ids, batch["attention_mask"], output_attentions=explicit).last_hidden_state
+    return {"next_loss": scored(model.cls.predictions, states[:, :-1], batch["labels"][:, 1:])}
+
+
+CAUSAL = Objective("causal", CausalLM, next_tokens, causal_losses, {"next_loss": 1.0})
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokenizer: WordPieceTokenizer,
+    text: str = "",
+    tokens: int = 20,
+    temperature: float = 1.0,
+    top: int | None = None,
+    seed: int = 0,
+) -> str:
+    """Go on with `text`, token by token, each drawn from the model's own probabilities; never a special token.
+
+    Args:
+        model: a `CausalLM`, or a `RecurrentLM`.
+        tokens: how many to add.
+        temperature: divides the logits; below 1 the probable gets more probable. 0: always the most probable token.
+        top: draw only from that many most probable tokens.
+        seed: of the draws.
+    Returns:
+        text and continuation, as `WordPieceTokenizer.decode` joins their tokens.
+    Raises:
+        ValueError: if [CLS], text and continuation are more than `max_position_embeddings` of the model's config.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = [tokenizer.cls_id, *tokenizer.encode(text)]
+    if len(ids) + tokens > model.config.max_position_embeddings:
+        longest = model.config.max_position_embeddings
+        raise ValueError(f"{len(ids)} tokens and {tokens} more, but this model has positions for {longest}.")
+    special = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    model.eval()
+    for _ in range(tokens):
+        logits = model(torch.tensor([ids], device=device)).logits[0, -1].float().cpu()
+        logits[special] = -torch.inf
+        if temperature == 0:
+            ids.append(int(logits.argmax()))
+            continue
+        best = logits.topk(top or len(logits))
+        chosen = torch.multinomial((best.values / temperature).softmax(-1), 1, generator=generator)
+        ids.append(int(best.indices[chosen]))
+    return tokenizer.decode(ids[1:])
