@@ -81,3 +81,10 @@ def test_the_stored_study_has_three_seeds_of_every_kind():
     runs = json.loads((data_path("studies") / "paraphrases.json").read_text(encoding="utf-8"))["runs"]
     kinds = ["pretrained", "random", "no segments", "bi-encoder"]
     assert sorted((run["seed"], run["kind"]) for run in runs) == sorted((seed, kind) for seed in range(3) for kind in kinds)
+
+
+def test_the_bi_encoder_reads_a_pair_that_fills_all_positions(config):
+    model = BiEncoder(BertModel(config, add_pooling_layer=False))
+    length = config.max_position_embeddings
+    segments = (torch.arange(length)[None] >= length // 2).long()
+    assert torch.isfinite(model(torch.ones(1, length, dtype=torch.long), torch.ones_like(segments), segments).logits).all()

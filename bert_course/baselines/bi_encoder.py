@@ -24,7 +24,7 @@ class BiEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor | None = None) -> Output:
         u = self.sentence(input_ids, attention_mask * (1 - token_type_ids))
         second = attention_mask * token_type_ids
-        front = second.argsort(dim=1, descending=True, stable=True)  # the places of B's tokens, in their order, then all others
+        front = second.argsort(dim=1, descending=True, stable=True)[:, :-1]  # B, then the others
         v = self.sentence(
             torch.cat([input_ids[:, :1], input_ids.gather(1, front)], 1), F.pad(second.gather(1, front), (1, 0), value=1)
         )
