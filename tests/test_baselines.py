@@ -12,12 +12,13 @@ import torch.nn.functional as F
 import transformers
 from torch.testing import assert_close
 
-from bert_course import cli, data_path, pretraining, probes, studies
+from bert_course import cli, data_path, pretraining, probes, tasks
 from bert_course.baselines import elmo, gpt, objectives, rnn, word2vec
 from bert_course.checkpoint import from_pretrained, save_pretrained
 from bert_course.config import BertConfig
 from bert_course.model import BertForMaskedLM, BertForPreTraining, BertModel, parameter_groups
 from bert_course.pretraining import Recipe, pretrain
+from bert_course.studies import siblings
 from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
@@ -306,9 +307,9 @@ def test_warm_start_helps_every_sibling(objective, tmp_path):
     tokenizer = train_wordpiece(texts, 60)
     model = objective.model(BertConfig(vocab_size=tokenizer.vocab_size, **SMALL | {"initializer_range": 0.25})).eval()
     documents = next(pretraining.tokenized_chunks(path, tokenizer, held_out=False))
-    cold = studies.held_out_losses(model, objective, tokenizer, documents)
+    cold = siblings.held_out_losses(model, objective, tokenizer, documents)
     pretraining.warm_start(model, tokenizer, path)
-    warm = studies.held_out_losses(model, objective, tokenizer, documents)
+    warm = siblings.held_out_losses(model, objective, tokenizer, documents)
     assert all(warm[name] < cold[name] - 0.3 for name in objective.weights)
     if objective is gpt.CAUSAL:
         assert_close(model.bert.embeddings.position_embeddings.weight[0, 8:], torch.full((8,), 0.25 * 2**0.5))
@@ -462,17 +463,17 @@ def test_a_pair_of_twins_is_right_by_the_sum_of_both(tokenizer):
 @pytest.fixture
 def small_questions(monkeypatch):
     """A part of the course's data, so that the study takes seconds."""
-    read, senses, cloze = studies.tasks.read, studies.tasks.read_senses, studies.tasks.read_cloze
-    monkeypatch.setattr(studies.tasks, "read", lambda *args: read(*args)[:24])
+    read, senses, cloze = tasks.read, tasks.read_senses, tasks.read_cloze
+    monkeypatch.setattr(tasks, "read", lambda *args: read(*args)[:24])
 
     def banks(path):  # read_cloze, which has pairs, reads through it too
         return [row for row in senses(path) if "pair" in row or row["word"] == "bank"]
 
-    monkeypatch.setattr(studies.tasks, "read_senses", banks)
-    monkeypatch.setattr(studies.tasks, "read_cloze", lambda path: cloze(path)[:20])
+    monkeypatch.setattr(tasks, "read_senses", banks)
+    monkeypatch.setattr(tasks, "read_cloze", lambda path: cloze(path)[:20])
     monkeypatch.setattr(pretraining, "warm_start", lambda *args: None)
-    monkeypatch.setattr(studies, "TRIED_RATES", dict.fromkeys(studies.TRIED_RATES, (1e-3,)) | {"causal": (1e-3, 2e-3)})
-    monkeypatch.setattr(studies, "FINE_TUNING_RATES", (1e-3,))
+    monkeypatch.setattr(siblings, "TRIED_RATES", dict.fromkeys(siblings.TRIED_RATES, (1e-3,)) | {"causal": (1e-3, 2e-3)})
+    monkeypatch.setattr(siblings, "FINE_TUNING_RATES", (1e-3,))
 
 
 def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp_path, monkeypatch):
@@ -483,7 +484,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
         (tmp_path / "wic" / f"{split}.tsv").write_text("\n".join(lines))
     settings = {"seeds": 1, "corpus": corpus, "tokens": 3000, "tasks_folder": tmp_path}
     output = tmp_path / "siblings.json"
-    studies.study_siblings(output, **settings, kinds=("skipgram",))
+    siblings.study_siblings(output, **settings, kinds=("skipgram",))
     trained = []
     train = pretraining.pretrain
 
@@ -491,11 +492,11 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
         trained.append(folder.name)
         return train(text, folder, *args, **kwargs)
 
-    monkeypatch.setattr(studies, "pretrain", spy)
-    studies.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
+    monkeypatch.setattr(siblings, "pretrain", spy)
+    siblings.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
     assert trained == ["causal 0.001", "causal 0.002", "bilm 0.001", "causal seed 0", "bilm seed 0"]
     stored = json.loads(output.read_text())
-    studies.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
+    siblings.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
     assert json.loads(output.read_text()) == stored and len(trained) == 5
     assert [run["kind"] for run in stored["runs"]] == ["skipgram", "causal", "bilm"]
     for run in stored["runs"]:
@@ -507,24 +508,24 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
     halves = stored["runs"][2]
     np.testing.assert_allclose(np.add(halves["cloze left"], halves["cloze right"]), halves["cloze"], atol=0.0021)
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
-        studies.study_siblings(output, **settings | {"tokens": 4000})
-    monkeypatch.setattr(studies, "FINE_TUNING_RATES", (2e-3,))
+        siblings.study_siblings(output, **settings | {"tokens": 4000})
+    monkeypatch.setattr(siblings, "FINE_TUNING_RATES", (2e-3,))
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
-        studies.study_siblings(output, **settings)
+        siblings.study_siblings(output, **settings)
     changed = tmp_path / corpus.name
     changed.write_text("One more. " + corpus.read_text())
-    monkeypatch.setattr(studies, "FINE_TUNING_RATES", (1e-3,))
+    monkeypatch.setattr(siblings, "FINE_TUNING_RATES", (1e-3,))
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
-        studies.study_siblings(output, **settings | {"corpus": changed})
+        siblings.study_siblings(output, **settings | {"corpus": changed})
 
 
 def test_the_study_says_when_there_is_too_little_text(corpus, small_questions, tmp_path):
     with pytest.raises(ValueError, match=r"tokens; needed are 9,000,000 and some to measure with"):
-        studies.study_siblings(tmp_path / "siblings.json", 1, corpus, 9_000_000)
+        siblings.study_siblings(tmp_path / "siblings.json", 1, corpus, 9_000_000)
 
 
 def test_the_text_of_the_study_is_as_long_as_asked_and_what_is_measured_is_not_in_it(corpus, tokenizer, tmp_path):
-    held_out = studies.sibling_text(corpus, tokenizer, 5000, tmp_path / "text.txt")
+    held_out = siblings.sibling_text(corpus, tokenizer, 5000, tmp_path / "text.txt")
     written = [[t for line in text.splitlines() for t in tokenizer.encode(line)]
                for text in (tmp_path / "text.txt").read_text().split("\n\n")]
     assert 5000 <= sum(map(len, written)) < 5000 + 64 * 10 * 40
@@ -534,13 +535,13 @@ def test_the_text_of_the_study_is_as_long_as_asked_and_what_is_measured_is_not_i
 def test_the_best_rate_has_the_least_held_out_loss():
     trials = [{"kind": "bilm", "learning_rate": rate, "held_out": {"forward_loss": a, "backward_loss": b}}
               for rate, a, b in ((1e-3, 5.0, 6.0), (2e-3, 5.2, 5.1), (4e-3, 5.5, 5.5))]
-    assert studies.best_rate([*trials, {"kind": "mlm", "learning_rate": 9.0, "held_out": {}}], "bilm") == 2e-3
+    assert siblings.best_rate([*trials, {"kind": "mlm", "learning_rate": 9.0, "held_out": {}}], "bilm") == 2e-3
 
 
 def test_a_curve_is_the_mean_between_two_points(tmp_path):
     log = [{"step": i, "tokens": 10 * i, "next_loss": float(i), "next_accuracy": 0.5} for i in range(1, 81)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
-    found = studies.curve(tmp_path / "log.jsonl")
+    found = siblings.curve(tmp_path / "log.jsonl")
     assert found["tokens"][:2] == [20, 40] and found["next_loss"][:2] == [1.5, 3.5] and set(found) == {"tokens", "next_loss"}
 
 
@@ -549,7 +550,7 @@ def test_same_sense_takes_its_threshold_from_the_development_split():
     first = np.stack([[near], [near], [near], [near]])  # (pairs, layers, D)
     known = ([first, np.stack([[near], [far], [near], [far]])], np.array([True, False, True, False]))
     asked = ([first[:2], np.stack([[near], [near]])], np.array([True, False]))
-    assert studies.same_sense(known, asked) == [0.5] and studies.same_sense(known, known) == [1.0]
+    assert siblings.same_sense(known, asked) == [0.5] and siblings.same_sense(known, known) == [1.0]
 
 
 def test_frozen_vectors_are_judged_by_the_layer_that_is_best_on_validation():
@@ -557,7 +558,7 @@ def test_frozen_vectors_are_judged_by_the_layer_that_is_best_on_validation():
     rows = [[{"label": i % 2, "case": "plain", "domain": "film", "pair": str(i)} for i in range(60)] for _ in range(3)]
     signal = np.array([row["label"] for row in rows[0]])[:, None] + rng.normal(0, 0.05, (60, 4))
     vectors = [np.stack([rng.normal(0, 1, (60, 4)), signal]) for _ in range(3)]  # (layers, rows, D)
-    scores = studies.frozen_scores(vectors, *rows)
+    scores = siblings.frozen_scores(vectors, *rows)
     assert scores["all"] == 1.0 and scores["layer"] == 1
 
 
@@ -567,8 +568,8 @@ def test_the_cost_counts_weights_and_what_waits_for_the_backward_pass():
     objective = objectives()["mlm"]
     model = objective.model(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    cost = studies.cost(model, objective, tokenizer)
+    cost = siblings.cost(model, objective, tokenizer)
     assert cost["megabytes"] > 16 * rnn.parameters(BertForPreTraining, config) / 1e6 + 2 * 32 * 64 * 512 * 4 / 1e6
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     scores = 32 * 62 * 8192 * 4 / 1e6  # GPT's, of all tokens; BERT's are of 15%
-    assert studies.cost(gpt.CausalLM(config), gpt.CAUSAL, tokenizer)["megabytes"] > cost["megabytes"] + 0.8 * scores
+    assert siblings.cost(gpt.CausalLM(config), gpt.CAUSAL, tokenizer)["megabytes"] > cost["megabytes"] + 0.8 * scores

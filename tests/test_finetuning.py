@@ -16,7 +16,8 @@ from bert_course.checkpoint import save_pretrained
 from bert_course.config import BertConfig
 from bert_course.finetuning import align, answer_f1, best_spans, evaluate, exact_match, fine_tune, predict, score, windows_of
 from bert_course.model import BertForPreTraining, parameter_groups
-from bert_course.studies import answer_pairs, study_entities, study_reviews
+from bert_course.studies import study_entities, study_reviews
+from bert_course.studies.nsp import answer_pairs
 from bert_course.wordpiece import WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -1,0 +1,14 @@
+"""The studies behind tables in the lessons: many runs, each stored as soon as it is done.
+
+A stopped study goes on where it stopped; one of other data or settings is not mixed in.
+"""
+
+from .entities import marked, study_entities
+from .features import PARTS, only, study_features
+from .nsp import study_nsp
+from .pairs import across, by_kind, by_lot, segments, study_paraphrases
+from .passages import answer_scores, best_and_margin, excerpts, other_questions, study_passages
+from .recall import study_recall
+from .reviews import study_reviews
+from .siblings import study_siblings
+from .word2vec import study_word2vec
