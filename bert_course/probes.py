@@ -101,10 +101,15 @@ def cloze_margins(
     for row in rows:
         if unknown := {row["word"], row["other"]} - tokenizer.vocab.keys():
             raise ValueError(f"'{unknown.pop()}' is not a single piece of this vocabulary.")
-        left, right = row["text"][: row["start"]], row["text"][row["start"] + len(row["word"]) :]
-        found = scores(tokenizer.encode(left), tokenizer.encode(right))
+        found = scores(*sides(tokenizer, row))
         margins.append(float(found[tokenizer.vocab[row["word"]]] - found[tokenizer.vocab[row["other"]]]))
     return np.array(margins)
+
+
+def sides(tokenizer: WordPieceTokenizer, row: dict) -> tuple[list[int], list[int]]:
+    """The token ids before and after the word of a row of `tasks.read_cloze`."""
+    end = row["start"] + len(row["word"])
+    return tokenizer.encode(row["text"][: row["start"]]), tokenizer.encode(row["text"][end:])
 
 
 def cloze_pairs(rows: Sequence[dict], margins: Sequence[float]) -> list[dict]:

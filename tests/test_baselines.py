@@ -505,6 +505,9 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
         layers = 1 if run["kind"] == "skipgram" else 2
         assert np.shape(run["senses"]) == (layers, 5) and len(run["wic"]) == layers
         assert 0 <= run["reviews"]["frozen"]["all"] <= 1
+        assert run["gaps"].keys() == {"left", "right", "both"} and all(0 <= share <= 1 for share in run["gaps"].values())
+    assert stored["runs"][1]["gaps"]["both"] == stored["runs"][1]["gaps"]["left"]  # GPT sees nothing of what comes after
+    assert len(stored["runs"][1]["cloze sentence"]) == 20 and 0 < stored["most frequent word"] < 1
     halves = stored["runs"][2]
     np.testing.assert_allclose(np.add(halves["cloze left"], halves["cloze right"]), halves["cloze"], atol=0.0021)
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
@@ -526,10 +529,37 @@ def test_the_study_says_when_there_is_too_little_text(corpus, small_questions, t
 
 def test_the_text_of_the_study_is_as_long_as_asked_and_what_is_measured_is_not_in_it(corpus, tokenizer, tmp_path):
     held_out = siblings.sibling_text(corpus, tokenizer, 5000, tmp_path / "text.txt")
+    assert held_out
     written = [[t for line in text.splitlines() for t in tokenizer.encode(line)]
                for text in (tmp_path / "text.txt").read_text().split("\n\n")]
-    assert 5000 <= sum(map(len, written)) < 5000 + 64 * 10 * 40
+    assert 5000 <= sum(map(len, written)) < 5000 + 10 * 40
     assert not {tuple(document) for document in written} & {tuple(t for s in document for t in s) for document in held_out}
+
+
+def test_a_gap_is_a_whole_word_and_is_scored_from_the_sides_shown(corpus, tokenizer, tmp_path):
+    held_out = siblings.sibling_text(corpus, tokenizer, 5000, tmp_path / "text.txt")
+    gaps = siblings.held_out_gaps(held_out, tokenizer, 20)
+    sentences = [sentence for document in held_out for sentence in document]
+    for left, piece, right in gaps:
+        assert [*left, piece, *right] in sentences and len(left) >= 4 <= len(right)
+        assert tokenizer.tokens[piece].isalpha() and not tokenizer.tokens[right[0]].startswith("##")
+    answers = {len(left): piece for left, piece, _ in gaps}
+
+    def scores(left, right):  # knows the answer if it sees the left side
+        return torch.eye(tokenizer.vocab_size)[answers[len(left)] if left else 0]
+
+    one_of_each = [gap for gap in gaps if answers[len(gap[0])] == gap[1]]
+    assert one_of_each and siblings.filled(one_of_each, scores) == {"left": 1.0, "right": 0.0, "both": 1.0}
+
+
+@torch.no_grad()
+def test_a_sentence_scores_the_sum_of_its_next_token_losses(tokenizer):
+    model = gpt.CausalLM(replace(CONFIG, vocab_size=tokenizer.vocab_size))
+    left, right, pieces = tokenizer.encode("the river"), tokenizer.encode("bank ."), tokenizer.encode("a the")
+    found = gpt.sentence_scores(model, tokenizer, left, pieces, right)
+    for piece, score in zip(pieces, found, strict=True):
+        ids = torch.tensor([[tokenizer.cls_id, *left, piece, *right, tokenizer.sep_id]])
+        assert score == pytest.approx(-float(model(ids, labels=ids).loss) * (ids.shape[1] - 1), rel=1e-5)
 
 
 def test_the_best_rate_has_the_least_held_out_loss():

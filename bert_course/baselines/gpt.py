@@ -4,6 +4,8 @@ Parameters and their names are those of `BertForMaskedLM`; the mask is the only 
 `transformers.BertLMHeadModel.from_pretrained(folder, is_decoder=True)` and gives the same numbers.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +73,18 @@ def causal_losses(model: CausalLM, batch: dict) -> dict[str, Tensor]:
 
 
 CAUSAL = Objective("causal", CausalLM, next_tokens, causal_losses, {"next_loss": 1.0})
+
+
+@torch.no_grad()
+def sentence_scores(
+    model: nn.Module, tokenizer: WordPieceTokenizer, left: Sequence[int], pieces: Sequence[int], right: Sequence[int]
+) -> Tensor:
+    """Log-probability (P,) of the whole sentence with each of P `pieces` in the gap between `left` and `right`, [SEP] included:
+    how a model that reads from left to right can take note of the right side, at the price of one pass for each piece."""
+    rows = [[tokenizer.cls_id, *left, piece, *right, tokenizer.sep_id] for piece in pieces]
+    ids = torch.tensor(rows, device=next(model.parameters()).device)
+    found = model.eval()(ids).logits[:, :-1].log_softmax(-1)
+    return found.gather(-1, ids[:, 1:, None])[..., 0].sum(-1).cpu()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,30 +47,36 @@ SIBLINGS = {
 }
 
 
-TRIED_RATES = {"skipgram": (0.025, 0.05, 0.1)} | dict.fromkeys(SIBLINGS, (1e-3, 2e-3, 4e-3, 8e-3))
+TRIED_RATES = {"skipgram": (0.025, 0.05, 0.1)} | dict.fromkeys(SIBLINGS, (1e-3, 2e-3, 4e-3))
 FINE_TUNING_RATES = (5e-4, 2e-3)
-SIBLING_PHASES = ((0.25, 32, 0.15, 512), (0.75, 64, 0.15, 1024))  # of `Recipe`; small batches: the budget is small
+SIBLING_PHASES = ((0.6, 32, 0.15, 1024), (0.4, 64, 0.15, 1024))  # of `Recipe`; small batches: the budget is small
 
 
 def study_siblings(
     output: Path,
     seeds: int,
     corpus: str | Path = "docstrings",
-    tokens: int = 4_000_000,
+    tokens: int = 2_000_000,
     tasks_folder: Path | None = None,
     kinds: Sequence[str] = ("skipgram", "bilm", "causal", "mlm", "mlm+nsp"),
 ) -> dict:
     """Word2Vec, ELMo, GPT and BERT, of two layers and about 1.5 million parameters each, trained on the same `tokens` tokens
     of one text with the vocabulary of data/bert-course-mini, and put to the same questions.
 
-    "trials" is how each kind got its learning rate: short runs of a tenth of the tokens at each of `TRIED_RATES`, seed 0, by
-    "held_out": the loss on text that is not trained on, or Word2Vec's `mean_rank` there.
+    "trials" is how each kind got its learning rate: short runs of a fifth of the tokens at each of `TRIED_RATES`, seed 0, by
+    "held_out": the loss on text that is not trained on, or Word2Vec's `mean_rank` there. "most frequent word" is the share of
+    gaps (see below) that it fills.
 
     What a run holds, by kind and seed:
     - parameters; megabytes and tokens_per_second (see `cost`); learning_rate; curve, the training losses as `curve` gives them
       (not Word2Vec's, which gensim does not tell); held_out, the losses on text that is not trained on.
+    - gaps: share of `held_out_gaps` for which the right piece scores highest, from the context on the "left" only, on the
+      "right" only, and from "both". ELMo's halves each give the one side that they read; for both, their logarithms are added
+      and that of the piece's frequency, which is in both, taken off. GPT reads no right side; "gaps sentence" is what it says
+      when it compares: of the 20 pieces that score highest after the left side, the one that suits the whole sentence best.
     - cloze: for each sentence of data/cloze the margin of the right word over the other (see `probes.cloze_pairs`). ELMo adds
-      what both halves say; "cloze left" and "cloze right" are its halves alone, which read only that side.
+      what both halves say; "cloze left" and "cloze right" are its halves alone, which read only that side; GPT adds
+      "cloze sentence", by the probability of the whole sentence with either word.
     - senses: `probes.sense_accuracy` on data/senses, for every layer above the embeddings five splits. Word2Vec has one vector
       a piece, so it gets the mean of the sentence's other pieces.
     - wic, if `tasks_folder` has a folder wic (Pilehvar and Camacho-Collados 2019): accuracy of "the same sense?" on the test
@@ -135,16 +141,22 @@ def study_siblings(
 
         numbers = vectors.numel() + contexts.numel()
         run = {"parameters": numbers, "megabytes": round(4 * numbers / 1e6)}
-        run["cloze"] = margins(partial(word2vec.gap_scores, vectors, contexts))
+        scores = partial(word2vec.gap_scores, vectors, contexts)
+        run |= {"gaps": filled(asked, scores), "cloze": margins(scores)}
         return run | questions(lambda rows: means(map(without_word, rows)), means)
 
     def network(kind: str, model: torch.nn.Module, folder: Path, seed: int) -> dict:
         sibling = SIBLINGS[kind]
         run = {"parameters": sum(p.numel() for p in model.parameters())} | cost(model, objectives[kind], tokenizer)
-        run |= {"curve": curve(folder / "log.jsonl"), "cloze": margins(partial(sibling.gap_scores, model, tokenizer))}
+        scores = partial(sibling.gap_scores, model, tokenizer)
+        run |= {"curve": curve(folder / "log.jsonl"), "gaps": filled(asked, scores), "cloze": margins(scores)}
         if kind == "bilm":
-            for side in ("left", "right"):
-                run[f"cloze {side}"] = margins(partial(elmo.gap_scores, model, tokenizer, sides=side))
+            sides = {side: partial(elmo.gap_scores, model, tokenizer, sides=side) for side in ("left", "right")}
+            run |= {f"cloze {side}": margins(one) for side, one in sides.items()}
+            run["gaps"] = {side: filled(asked, one)[side] for side, one in sides.items()}
+            run["gaps"]["both"] = filled(asked, lambda left, right: scores(left, right) - frequency)["both"]
+        if kind == "causal":
+            run |= sentences(model, scores)
         body = getattr(model, sibling.body)
 
         def upper_layers(rows):  # in the embeddings a word has the same vector everywhere
@@ -155,18 +167,37 @@ def study_siblings(
             run["reviews"]["fine-tuned"] = fine_tuned_scores(sibling.classifier, folder, tokenizer, reviews, seed, device)
         return run
 
+    def sentences(model: torch.nn.Module, scores: Callable) -> dict:
+        """What a model that reads from left to right says when it compares whole sentences."""
+        whole = partial(gpt.sentence_scores, model, tokenizer)
+        right, found = [], []
+        for left, piece, after in asked:
+            best = scores(left, after).topk(20).indices
+            right.append(int(best[whole(left, best.tolist(), after).argmax()]) == piece)
+        for row in gaps:
+            left, after = probes.sides(tokenizer, row)
+            word, other = whole(left, [tokenizer.vocab[row["word"]], tokenizer.vocab[row["other"]]], after).tolist()
+            found.append(round(word - other, 3))
+        return {"gaps sentence": round(float(np.mean(right)), 4), "cloze sentence": found}
+
     objectives = baselines.objectives()
     with tempfile.TemporaryDirectory() as temporary:
         text = Path(temporary) / "text.txt"
         held_out = sibling_text(corpus, tokenizer, tokens, text)
+        asked = held_out_gaps(held_out, tokenizer)
+        counts = torch.bincount(torch.tensor([i for d in corpora.documents(text) for p in d for i in tokenizer.encode(p)]),
+                                minlength=tokenizer.vocab_size)
+        frequency = (counts + 1.0).log()
         made_from = fingerprint(*tables, text) + f" {tokens} tokens of {Path(corpus).stem}"
         result = opened(output, f"{made_from} {TRIED_RATES} {FINE_TUNING_RATES} {SIBLING_PHASES}")
+        most_frequent = max((frequency[piece], piece) for _, piece, _ in asked)[1]
+        result["most frequent word"] = round(float(np.mean([piece == most_frequent for _, piece, _ in asked])), 4)
         done = {(run["seed"], run["kind"]) for run in result["runs"]}
         plan = [(seed, kind) for seed in range(seeds) for kind in kinds if (seed, kind) not in done]
         tried = {(trial["kind"], trial["learning_rate"]) for trial in result.get("trials", [])}
         trials = [(kind, rate) for kind in kinds for rate in TRIED_RATES[kind] if (kind, rate) not in tried]
         for kind, rate in tqdm(trials, desc="learning rates", unit="run"):
-            store(output, result, train(kind, Path(temporary) / f"{kind} {rate}", tokens // 10, rate, 0)[1], "trials")
+            store(output, result, train(kind, Path(temporary) / f"{kind} {rate}", tokens // 5, rate, 0)[1], "trials")
         for seed, kind in tqdm(plan, unit="run"):
             started, folder = time.perf_counter(), Path(temporary) / f"{kind} seed {seed}"
             model, run = train(kind, folder, tokens, best_rate(result["trials"], kind), seed)
@@ -184,17 +215,40 @@ def best_rate(trials: list[dict], kind: str) -> float:
 
 def sibling_text(corpus: str | Path, tokenizer: WordPieceTokenizer, tokens: int, path: Path) -> list:
     """Write the start of a corpus, `tokens` tokens in documents of ten paragraphs, to `path`: all that is counted or learned
-    comes from there. Returns what follows it in the corpus, tokenized, to measure with."""
+    comes from there. Returns every fortieth document, which is left out there, tokenized, to measure with."""
     documents = (d[i : i + 10] for d in corpora.documents(corpus) for i in range(0, len(d), 10))
-    kept, count = [], 0
-    while chunk := list(islice(documents, 64)):
-        ids = [[tokenizer.encode(s) for paragraph in document for s in split_sentences(paragraph)] for document in chunk]
-        if count >= tokens:
+    kept, held_out, count = [], [], 0
+    for number, document in enumerate(documents):
+        ids = [tokenizer.encode(sentence) for paragraph in document for sentence in split_sentences(paragraph)]
+        if number % 40 == 39:
+            held_out.append(ids)
+            continue
+        kept.append(document)
+        count += sum(map(len, ids))
+        if count >= tokens and held_out:
             path.write_text("\n\n".join("\n".join(document) for document in kept), encoding="utf-8")
-            return ids
-        kept += chunk
-        count += sum(len(sentence) for document in ids for sentence in document)
+            return held_out
     raise ValueError(f"corpus '{corpus}' has {count:,} tokens; needed are {tokens:,} and some to measure with.")
+
+
+def held_out_gaps(documents: list, tokenizer: WordPieceTokenizer, count: int = 1000) -> list[tuple[list[int], int, list[int]]]:
+    """(left, piece, right) for a random word in each of up to `count` sentences of 12 to 60 pieces, as ids. The word is one
+    piece of letters and has at least four pieces on either side."""
+    pieces, rng, found = tokenizer.tokens, random.Random(0), []
+    for sentence in {tuple(s): None for s in chain.from_iterable(documents) if 12 <= len(s) <= 60}:
+        names = [pieces[i] for i in sentence]
+        words = [i for i in range(4, len(sentence) - 4) if names[i].isalpha() and not names[i + 1].startswith("##")]
+        if words:
+            i = rng.choice(words)
+            found.append((list(sentence[:i]), sentence[i], list(sentence[i + 1 :])))
+    return rng.sample(found, min(count, len(found)))
+
+
+def filled(asked: list[tuple[list[int], int, list[int]]], scores: Callable) -> dict[str, float]:
+    """Share of gaps in which the right piece has the highest of `scores(left, right)` (V,), by the sides that are shown."""
+    shown = {"left": lambda left, right: (left, []), "right": lambda left, right: ([], right), "both": lambda *sides: sides}
+    right = {name: [int(scores(*cut(a, b)).argmax()) == piece for a, piece, b in asked] for name, cut in shown.items()}
+    return {name: round(float(np.mean(answers)), 4) for name, answers in right.items()}
 
 
 def curve(log: Path, points: int = 40) -> dict[str, list]:
