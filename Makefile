@@ -9,8 +9,9 @@ LAB_SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "fa
 lab: .venv/installed
 	$(LAB) $(ARGS)
 
+# Two files at a time, each on half of the cores; the lessons, which take longest, come first.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 	@if $(BIN)/python -c "import torch; exit(not torch.cuda.is_available())"; then $(MAKE) test-gpu; fi
 
 test-gpu: .venv/installed
