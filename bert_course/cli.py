@@ -18,14 +18,21 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=stamp)
 
     command = commands.add_parser("pretrain", help="pretrain a BERT, or what it is compared with")
-    command.add_argument("--corpus", default="docstrings", help="'docstrings' (default); a .txt, .gz or .xz file, or a folder")
+    command.add_argument("--corpus", default="docstrings",
+                         help="'docstrings' (default); a .txt, .gz or .xz file, or a folder; or hub:REPOSITORY:CONFIGURATION, as "
+                              "in hub:Salesforce/wikitext:wikitext-103-raw-v1 and hub:wikimedia/wikipedia:20231101.en; other "
+                              "repositories with @COMMIT at the end")
     command.add_argument("--output", required=True, help="folder of the checkpoint; also of the log and the training state")
+    command.add_argument("--cache", help="folder for the tokenized corpus, for several runs; default: tokens in --output")
     command.add_argument("--preset", default="mini", help="tiny, mini (default), small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
     command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train; default: 8192")
     command.add_argument("--objective", choices=["mlm+nsp", "mlm", "causal", "recurrent", "bilm", "skipgram"], default="mlm+nsp",
                          help="mlm+nsp (default, as in the paper) and mlm: BERT; causal: GPT; recurrent: an LSTM language model; "
                               "bilm: ELMo; skipgram: Word2Vec; all of about as many parameters as the BERT of --preset")
+    command.add_argument("--masking", choices=["dynamic", "static"],
+                         help="dynamic (default): other tokens each time a text is read; static: the same every tenth time")
+    command.add_argument("--whole-words", action="store_true", default=None, help="mask all pieces of a word together")
     command.add_argument("--dropout", type=float, help="while pretraining; default: none, since no text is read twice")
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
@@ -39,12 +46,19 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--no-warm-start", dest="warm_start", action="store_false", default=None,
                          help="start from noise, not from counts of neighbours")
     command.add_argument("--device", default="cpu")
+    command.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard too, to --output")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     command.set_defaults(run=pretrain)
 
-    command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint, as JSON")
+    command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint, as JSON; or, with --tasks, "
+                                                   "its scores on public benchmarks, as a table")
     command.add_argument("--model", default=None, help="folder; default: the course's own")
-    command.add_argument("--corpus", default="docstrings")
+    command.add_argument("--corpus", help="text for the held-out scores; default: docstrings")
+    command.add_argument("--tasks", type=Path, help="a folder with the files of SST-2, MRPC and others, as named in "
+                                                    "bert_course/studies/benchmarks.py; what is not there is left out")
+    command.add_argument("--seeds", type=int, help="with --tasks: training runs of each kind; default: 3")
+    command.add_argument("--output", type=Path, help="with --tasks: goes on where it stopped; default: "
+                                                     "data/studies/benchmarks.json")
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser("fill-mask", help="guess the [MASK] in a text")
@@ -89,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")
     command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on; for siblings: "
                                                      "the text to train on; default: docstrings")
-    command.add_argument("--tokens", type=int, help="for siblings: tokens that each model reads; default: 4,000,000")
+    command.add_argument("--tokens", type=int, help="for siblings: tokens that each model reads; default: 2,000,000")
     command.add_argument("--tasks", type=Path, help="for siblings: a folder with WiC in its folder wic; left out without it")
     command.add_argument("--word-pairs", type=Path, help="for word2vec: a folder of word, word, score lines (tabs between)")
     command.set_defaults(run=study)
@@ -151,7 +165,9 @@ def pretrain(args: argparse.Namespace) -> int:
     if skipgram and (args.resume or not args.tokens):
         raise ValueError("skipgram takes its budget as --tokens, and cannot be resumed.")
     foreign = {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
-               "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu"}
+               "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu",
+               "--masking": args.masking is not None, "--whole-words": args.whole_words is not None,
+               "--cache": args.cache is not None, "--tensorboard": args.tensorboard}
     if skipgram and any(foreign.values()):
         refused = ", ".join(name for name, given in foreign.items() if given)
         raise ValueError(f"skipgram takes no {refused}: it has a recipe of its own, and runs on the CPU.")
@@ -176,7 +192,8 @@ def pretrain(args: argparse.Namespace) -> int:
     recipe = Recipe(**settings | {"objective": objectives()[args.objective]})
     if args.objective in ("recurrent", "bilm"):
         config = rnn.sized(recipe.objective.model, config, size)
-    pretrain(args.corpus, args.output, tokenizer, config, recipe, args.device, args.resume)
+    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard}
+    pretrain(args.corpus, args.output, tokenizer, config, recipe, **where)
     return 0
 
 
@@ -190,8 +207,19 @@ def evaluate(args: argparse.Namespace) -> int:
     from bert_course.wordpiece import WordPieceTokenizer
 
     folder = find(args.model or data_path("bert-course-mini"))
+    if args.tasks:
+        from bert_course.studies import benchmarks
+
+        if args.corpus:
+            raise ValueError("--corpus is for the held-out scores. Leave it out, or --tasks.")
+        output = args.output or Path("data/studies/benchmarks.json")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        print(benchmarks.table(benchmarks.study_benchmarks(output, args.seeds or 3, args.tasks, folder)))
+        return 0
+    if args.seeds or args.output:
+        raise ValueError("--seeds and --output go with --tasks FOLDER.")
     model = from_pretrained(BertForPreTraining, folder)
-    scores = evaluate(model, args.corpus, WordPieceTokenizer.from_pretrained(folder))
+    scores = evaluate(model, args.corpus or "docstrings", WordPieceTokenizer.from_pretrained(folder))
     print(json.dumps({name: round(value, 4) for name, value in scores.items()}, indent=1))
     return 0
 

@@ -1,7 +1,7 @@
-"""Sources of raw text: documents, each a list of paragraphs.
+"""Sources of raw text: documents, each a list of paragraphs, read one after the other and never all at once.
 
-Two sources: the documentation of the Python libraries on this machine, and local text files (one paragraph per line, a
-blank line between documents, the format of google-research/bert).
+Three sources: the documentation of the Python libraries on this machine, local text files (one paragraph per line, a
+blank line between documents, the format of google-research/bert), and data sets of the Hugging Face Hub.
 """
 
 import ast
@@ -9,10 +9,12 @@ import gzip
 import importlib.util
 import inspect
 import lzma
+import platform
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 LIBRARIES = (
@@ -20,6 +22,10 @@ LIBRARIES = (
     "numpy", "scipy", "pandas", "sklearn", "sympy", "networkx", "matplotlib",
 )
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
+HUB = {  # data sets with a column "text", and the commit that is read
+    "Salesforce/wikitext": "b08601e04326c79dfdd32d625aee71d232d685c3",
+    "wikimedia/wikipedia": "b04c8d1ceb2f5cd4588862100d08de323dccfbaa",
+}
 LONGEST = 100  # paragraphs; a longer document (a book) is read as several
 
 
@@ -27,27 +33,37 @@ def documents(source: str | Path = "docstrings") -> Iterator[list[str]]:
     """Documents of a source, each a list of paragraphs.
 
     Args:
-        source: "docstrings", a .txt, .gz or .xz file, or a folder of them (read in turns, a document from each).
+        source: "docstrings"; a .txt, .gz or .xz file, or a folder of them (read in turns, a document from each); or
+            "hub:REPOSITORY:CONFIGURATION", as in hub:Salesforce/wikitext:wikitext-103-raw-v1 and
+            hub:wikimedia/wikipedia:20231101.en, streamed. A repository that is not in `HUB` needs "@COMMIT" at the end.
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if a folder holds no text file, or a file no text or no UTF-8.
+        ValueError: if a folder holds no text file, or a file no text or no UTF-8, or the name of a data set is incomplete.
+        OSError: if the Hub does not give the data set.
     """
     if source == "docstrings":
         yield from _docstring_documents()
-        return
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no corpus '{source}': expected 'docstrings', a text file or a folder of text files.")
-    files = sorted(f for f in path.iterdir() if f.suffix in OPENERS) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path} holds no {', '.join(OPENERS)} file.")
-    streams = [_file_documents(f) for f in files]
-    while streams:
-        for stream in list(streams):
-            if (document := next(stream, None)) is None:
-                streams.remove(stream)
-            else:
-                yield document
+    elif str(source).startswith("hub:"):
+        yield from _documents(_hub_lines(str(source)))
+    else:
+        streams = [_file_documents(file) for file in _files(source)]
+        while streams:
+            for stream in list(streams):
+                if (document := next(stream, None)) is None:
+                    streams.remove(stream)
+                else:
+                    yield document
+
+
+def fingerprint(source: str | Path) -> list:
+    """What changes when the text of a source does: versions of the libraries, sizes and times of the files, or the commit."""
+    if source == "docstrings":
+        distributions = {"sklearn": "scikit-learn"}
+        found = [name for name in LIBRARIES if importlib.util.find_spec(name)]
+        return [platform.python_version(), *([name, metadata.version(distributions.get(name, name))] for name in found)]
+    if str(source).startswith("hub:"):
+        return list(_hub_name(str(source)))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in _files(source)]
 
 
 def docstrings() -> Iterator[str]:
@@ -56,24 +72,83 @@ def docstrings() -> Iterator[str]:
         yield from document
 
 
+def _files(source: str | Path) -> list[Path]:
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no corpus '{source}': expected 'docstrings', a text file, a folder of text files or hub:REPOSITORY:CONFIGURATION."
+        )
+    files = sorted(f for f in path.iterdir() if f.suffix in OPENERS) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} holds no {', '.join(OPENERS)} file.")
+    return files
+
+
 def _file_documents(path: Path) -> Iterator[list[str]]:
     if path.suffix not in OPENERS:
         raise ValueError(f"{path}: cannot read '{path.suffix}', only {', '.join(OPENERS)}.")
-    document, empty = [], True
+    empty = True
     try:
         with OPENERS[path.suffix](path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                if line.strip():
-                    document.append(line.strip())
-                if document and (not line.strip() or len(document) == LONGEST):
-                    yield document
-                    document, empty = [], False
+            for document in _documents(lines):
+                yield document
+                empty = False
     except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}. Is the file complete?") from None
+    if empty:
+        raise ValueError(f"{path} holds no text.")
+
+
+def _documents(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Lines gathered into documents of at most `LONGEST` paragraphs; an empty line ends a document."""
+    document = []
+    for line in lines:
+        if line.strip():
+            document.append(line.strip())
+        if document and (not line.strip() or len(document) == LONGEST):
+            yield document
+            document = []
     if document:
         yield document
-    elif empty:
-        raise ValueError(f"{path} holds no text.")
+
+
+def _hub_name(source: str) -> tuple[str, str, str]:
+    """Repository, configuration and revision."""
+    if not (match := re.fullmatch(r"hub:([^/:@]+/[^/:@]+):([^:@]+)(?:@(\w+))?", source)):
+        raise ValueError(f"corpus '{source}': expected hub:OWNER/NAME:CONFIGURATION, as in hub:wikimedia/wikipedia:20231101.en.")
+    repository, configuration, revision = match.groups()
+    if not (revision := revision or HUB.get(repository)):
+        raise ValueError(f"corpus '{source}': add the commit that is to be read, {source}@COMMIT; known are {', '.join(HUB)}.")
+    return repository, configuration, revision
+
+
+def _hub_lines(source: str) -> Iterator[str]:
+    """Paragraphs, and an empty line after each document."""
+    repository, configuration, revision = _hub_name(source)
+    from datasets import load_dataset
+
+    try:
+        for row in load_dataset(repository, configuration, split="train", streaming=True, revision=revision):
+            yield from _wikitext_lines(row["text"]) if repository == "Salesforce/wikitext" else _article_lines(row["text"])
+    except Exception as error:
+        raise OSError(
+            f"{source} could not be read from the Hub ({type(error).__name__}: {error}). Check name and network and try again, "
+            "or take text of this machine: docstrings, a file or a folder."
+        ) from error
+
+
+def _article_lines(row: str) -> Iterator[str]:
+    """A row is a document."""
+    yield from (line for line in row.split("\n") if line.strip())
+    yield ""
+
+
+def _wikitext_lines(row: str) -> Iterator[str]:
+    """A row is a line: a paragraph, a heading, or empty. " = Title = " opens an article; " @-@ " stands for a hyphen."""
+    if re.match(r" = [^=]", row):
+        yield ""
+    elif row.strip() and not row.startswith(" = "):
+        yield re.sub(r" @([-,.])@ ", r"\1", row)
 
 
 def _docstring_documents() -> Iterator[list[str]]:

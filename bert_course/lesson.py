@@ -27,7 +27,7 @@ def setup() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     else:
-        print("BERT_COURSE_SOURCE=hub: the Hub may be asked. The lessons written so far use the course's own data all the same.")
+        print("BERT_COURSE_SOURCE=hub: lessons 12 to 15 end on a model and data from the Hub; all before uses the course's own.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where there is no ipywidgets

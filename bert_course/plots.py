@@ -5,7 +5,8 @@ from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LogNorm, to_hex, to_rgb
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from .lesson import COLOURS
@@ -33,8 +34,8 @@ def line_panels(x, panels: dict[str, dict], xlabel: str, xscale: str = "linear",
     plt.show()
 
 
-def attention_maps(weights, tokens: list[str], title: str) -> None:
-    """The maps (H, S, S) of one layer, two in a row, on one colour scale."""
+def attention_maps(weights, tokens: list[str], title: str | Sequence[str]) -> None:
+    """Maps (H, S, S), two in a row, on one colour scale: the heads of one layer, or maps with a title each."""
     weights = np.asarray(weights)
     rows = -(-len(weights) // 2)
     size = 1.4 + 0.17 * len(tokens)
@@ -44,7 +45,7 @@ def attention_maps(weights, tokens: list[str], title: str) -> None:
             axis.set_axis_off()
             continue
         image = axis.imshow(weights[head], cmap="Blues", vmin=0, vmax=weights.max())
-        axis.set_title(f"{title}, head {head + 1}", fontsize=10)
+        axis.set_title(f"{title}, head {head + 1}" if isinstance(title, str) else title[head], fontsize=10)
         axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=9)
         axis.set_yticks(range(len(tokens)), tokens, fontsize=9)
         axis.spines[:].set_visible(False)
@@ -66,6 +67,56 @@ def token_boundaries(text: str, rows: dict[str, list[tuple[int, int]]]) -> None:
     axes.set_xlabel("position in the text (characters)")
     axes.set_xlim(0, len(text))
     axes.invert_yaxis()
+    plt.show()
+
+
+def reading_paths(tokens: list[str], at: int, layers: int = 2) -> None:
+    """What reaches the top state at token `at`: in ELMo's forward half, in its backward half and in BERT.
+
+    A dot is a state, the lowest row the embeddings; the ways that end in that state are coloured.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    places = range(len(tokens))
+    panels = {"ELMo, forward half": -1, "ELMo, backward half": 1, "BERT": None}
+    for axis, (name, side), colour in zip(axes, panels.items(), COLOURS):
+        ways = []
+        for layer in range(1, layers + 1):
+            for i in places:
+                below = places if side is None else [i]
+                ways += [((j, layer - 1), (i, layer)) for j in below]
+                if side is not None and i + side in places:
+                    ways.append(((i + side, layer), (i, layer)))
+        reached = {(at, layers)}
+        for _ in range(layers * len(tokens)):
+            reached |= {start for start, end in ways if end in reached}
+        for start, end in ways:
+            used = end in reached
+            line = dict(color=colour if used else "0.85", linewidth=1.2 if used else 0.6, zorder=used)
+            axis.plot(*zip(start, end), **line)
+        for place in ((i, layer) for layer in range(layers + 1) for i in places):
+            axis.plot(*place, "o", markersize=7, color=colour if place in reached else "0.8", zorder=2)
+        axis.plot(at, layers, "s", markersize=13, markerfacecolor="none", markeredgecolor=colour, zorder=3)
+        axis.set_title(name)
+        axis.set_xticks(places, tokens, rotation=90)
+        axis.spines[:].set_visible(False)
+    axes[0].set_yticks(range(layers + 1), ["embeddings", *(f"layer {n}" for n in range(1, layers + 1))])
+    plt.show()
+
+
+def influence_maps(maps: dict, tokens: list[str]) -> None:
+    """Influence (S, S) of each panel as `probes.influence` returns it, on its own logarithmic scale; exact zeros are hatched."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(9, 3.6), sharey=True)
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        axis.set_facecolor("0.92")
+        axis.patch.set_hatch("///")
+        axis.patch.set_edgecolor("0.75")
+        axis.imshow(np.ma.masked_equal(values, 0), cmap="Blues", norm=LogNorm(vmin=values[values > 0].min() / 3))
+        axis.set_title(name)
+        axis.set_xticks(range(len(tokens)), tokens, rotation=90)
+        axis.set_yticks(range(len(tokens)), tokens)
+        axis.spines[:].set_visible(False)
+    axes[0].set_ylabel("state at token i")
+    figure.supxlabel("embedding of token j", fontsize=10)
     plt.show()
 
 
@@ -114,6 +165,18 @@ def position_tables(tables: dict, rows: int = 128) -> None:
     plt.show()
 
 
+def token_bars(tokens: list[str], panels: dict[str, Sequence[float]]) -> None:
+    """What each way of explaining an answer gives to each token: bars to the right speak for it, to the left against it."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 0.8 + 0.24 * len(tokens)), sharey=True)
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        axis.barh(range(len(tokens)), values, color=[COLOURS[value < 0] for value in values])
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.set_xlabel(name)
+    axes[0].set_yticks(range(len(tokens)), tokens)
+    axes[0].invert_yaxis()
+    plt.show()
+
+
 def confusion_matrix(counts, labels: list[str]) -> None:
     """How often each true label (rows) got each answer (columns)."""
     counts = np.asarray(counts)
@@ -141,6 +204,61 @@ def pretraining_curve(log: list[dict], unigram: float) -> None:
     axes.set(xlabel="tokens read (millions)", ylabel="masked language model loss (nats)", ylim=(3, 9))
     axes.legend(frameon=False)
     plt.show()
+
+
+def training_curves(log: list[dict], path) -> None:
+    """A PNG file: losses and accuracies against tokens read, as `pretraining.pretrain` logs them. Nothing is shown."""
+    tokens = np.array([line["tokens"] for line in log]) / 1e6
+    panels = {"loss (nats)": "loss", "accuracy (share right)": "accuracy"}
+    panels = {label: names for label, end in panels.items() if (names := [name for name in log[0] if name.endswith(end)])}
+    figure = Figure(figsize=(1 + 5 * len(panels), 3.6), layout="constrained")
+    for axis, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for name, style, colour in zip(names, ["-", "--"], COLOURS, strict=False):
+            values = [line[name] for line in log]
+            axis.plot(tokens, values, style, color=colour, label=name.replace("_", " "), marker="." if len(log) < 30 else None)
+        axis.set(xlabel="tokens read (millions)", ylabel=label)
+        axis.legend(frameon=False)
+    figure.savefig(path, format="png")
+
+
+def learning_curves(curves: dict[str, Sequence[tuple[float, float, float]]], ylabel: str) -> None:
+    """The same points (tokens, seconds, value) of each model twice: against the tokens read, and against the seconds."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
+    for (name, points), style, marker, colour in zip(curves.items(), ["-", "--", ":", "-."], "os^D", COLOURS):
+        tokens, seconds, values = np.array(points).T
+        marker = marker if len(points) <= 12 else None
+        for axis, x in zip(axes, (tokens / 1e6, seconds)):
+            axis.plot(x, values, style, color=colour, marker=marker, markersize=4, label=name)
+    axes[0].set(xlabel="tokens read (millions)", ylabel=ylabel)
+    axes[1].set(xlabel="seconds of training")
+    axes[0].legend(frameon=False)
+    plt.show()
+
+
+def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, baseline: float, path=None) -> None:
+    """Bars side by side, {group: {bar: one value per seed}}: the height is the mean, the whisker from least to greatest.
+
+    Args:
+        baseline: drawn as a dashed line.
+        path: of a PNG file to write; without it the figure is shown.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.6))
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    width = 0.8 / len(names)
+    for number, (name, colour) in enumerate(zip(names, COLOURS)):
+        values = [groups[group].get(name, [np.nan]) for group in groups]
+        mean, least, most = (np.array([f(v) for v in values]) for f in (np.mean, np.min, np.max))
+        x = np.arange(len(groups)) + (number - (len(names) - 1) / 2) * width
+        axes.bar(x, mean, 0.9 * width, yerr=[mean - least, most - mean], color=colour, capsize=2, label=name)
+    axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if path is None:
+        plt.show()
+    else:
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        plt.close(figure)
 
 
 def stacked_shares(rows: dict[str, dict[str, float]], xlabel: str) -> None:

@@ -1,54 +1,55 @@
-"""Pretraining: sentence pairs, masking, the training loop (Devlin et al. 2019, section 3.1 and appendix A).
+"""Pretraining: the recipe, the training loop, resume and evaluation (Devlin et al. 2019, section 3.1 and appendix A).
 
-Text streams in: documents are read a few hundred at a time, cut into pairs, batched by length (so that next to nothing is
-padding), masked afresh at every step. All randomness comes from (seed, chunk) and (seed, step), so that a resumed run
-sees what the uninterrupted one would have seen.
+Text streams in: a few dozen documents at a time are read from shards of token ids (`shards`), cut into pairs, batched by
+length (so that next to nothing is padding) and masked (`objectives`). All randomness comes from (seed, epoch, chunk) and
+(seed, step), so that a resumed run sees what the uninterrupted one would have seen.
 """
 
-import collections
 import itertools
 import json
+import os
 import random
-import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
-from . import corpora, inputs
-from .checkpoint import from_pretrained, read_tensors, save_pretrained, write_tensors
+from . import inputs
+from .checkpoint import read_tensors, save_pretrained, write_tensors
 from .config import BertConfig
 from .doctor import bfloat16_speedup
 from .files import read_json, replacing
 from .model import BertAttention, BertEmbeddings, BertForPreTraining, parameter_groups
+from .objectives import (  # noqa: F401 (some for those who import them from here)
+    OBJECTIVES,
+    Objective,
+    mask_tokens,
+    masked_batch,
+    pair_batches,
+    pretraining_losses,
+    sentence_pairs,
+)
+from .processes import Processes
+from .runlog import RunLog
+from .shards import HELD_OUT, Shards, numbered_chunks, raw_documents, split_sentences, tokenized_chunks  # noqa: F401
 from .wordpiece import WordPieceTokenizer
 
-CHUNK = 32  # documents read at once; the random second halves of pairs come from among them
 LOG_EVERY = 20  # steps
-HELD_OUT = 200  # every 200th document is never trained on
-
+STATE = "training_state.json"
+COPIES = 10  # of the text, each masked in its own way, with static masking
+POSITION = ("epoch", "chunk", "batch", "phase_at")  # of a process in its part of the text
 
 Phase = tuple[float, int, float, int]  # share of the budget, sequence length, mask rate, tokens in a batch
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What `pretrain` trains and by what loss. All of them go through the same loop."""
-
-    name: str  # "mlm+nsp" reads pairs of segments, any other one segment at a time (see `pair_batches`)
-    model: type[nn.Module]  # made of a BertConfig; its head, tied to the token embeddings, is `cls.predictions`
-    prepare: Callable[[dict, WordPieceTokenizer, float, torch.Generator], dict]  # a batch of text, as `masked_batch` takes it
-    losses: Callable[[nn.Module, dict], dict[str, Tensor]]  # of what `prepare` returned; all of them are logged
-    weights: dict[str, float]  # of the losses in the sum that is minimised
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Recipe:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)  # of Adam; 0.98 instead of 0.999 as in RoBERTa (Liu et al. 2019): it forgets sooner
     max_grad_norm: float = 1.0
+    masking: str = "dynamic"  # other tokens each time a text is read; "static": the same every tenth time, as in the original
+    whole_words: bool = False  # mask all pieces of a word together
     dropout: float = 0.0  # while pretraining; no text is read twice, so there is nothing to overfit to
     warm_start: bool = True  # start from counts (see `warm_start`), not from noise
     save_every: float = 5.0  # minutes between checkpoints
@@ -84,6 +87,10 @@ class Recipe:
             if self.objective not in OBJECTIVES:
                 raise ValueError(f"no objective '{self.objective}'; there are: {', '.join(OBJECTIVES)}.")
             self.objective = OBJECTIVES[self.objective]
+        if self.masking not in ("dynamic", "static"):
+            raise ValueError(f"no masking '{self.masking}'; there are: dynamic, static.")
+        if self.objective.prepare is not masked_batch and (self.masking == "static" or self.whole_words):
+            raise ValueError(f"'{self.objective.name}' masks nothing: neither static masking nor whole words are for it.")
         if abs(sum(phase[0] for phase in self.phases) - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {sum(p[0] for p in self.phases)}, not to 1.")
         for phase in self.phases:
@@ -98,190 +105,6 @@ class Recipe:
     def rate_factor(self, progress: float) -> float:
         """Factor on the learning rate: up linearly over the warm-up, then down linearly to zero."""
         return max(0.0, min(progress / self.warmup if self.warmup else 1.0, (1 - progress) / (1 - self.warmup)))
-
-
-def mask_tokens(
-    ids: Tensor, special: Tensor, vocab_size: int, mask_id: int, rate: float = 0.15, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Hide tokens for masked language modelling (Devlin et al. 2019, section 3.1 and appendix A.1).
-
-    Of the chosen positions 80% become [MASK], 10% a random token, 10% stay as they are.
-
-    Args:
-        ids: (B, S) int64 token ids.
-        special: (B, S) bool, True where a token must not be chosen ([CLS], [SEP], padding).
-    Returns:
-        (masked ids, labels), both (B, S); labels are -100 where nothing is predicted.
-    Raises:
-        ValueError: if a row has no token that may be chosen.
-    """
-    if special.all(dim=1).any():
-        raise ValueError("a row holds special tokens only: nothing in it can be masked.")
-    dice, fate = torch.rand(2, *ids.shape, generator=generator)
-    dice = dice.masked_fill(special, 2.0)
-    chosen = (dice < rate) | (dice == dice.min(dim=1, keepdim=True).values)  # at least one a row
-    labels = ids.masked_fill(~chosen, -100)
-    anything = torch.randint(vocab_size, ids.shape, generator=generator)
-    masked = torch.where(chosen & (fate < 0.8), mask_id, ids)
-    masked = torch.where(chosen & (fate >= 0.9), anything, masked)
-    return masked, labels
-
-
-def split_sentences(paragraph: str) -> list[str]:
-    """Cut after . ! ? where a capital, a digit or a quote follows. Rough, and enough for choosing where segments end."""
-    return re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[\"'(]?[A-Z0-9])", paragraph)
-
-
-def sentence_pairs(
-    documents: list[list[list[int]]], max_tokens: int, rng: random.Random, short: float = 0.1
-) -> Iterator[tuple[list[int], list[int], int]]:
-    """Pairs for next sentence prediction (appendix A.2; google-research/bert create_pretraining_data.py).
-
-    Sentences are gathered up to `max_tokens` (for one pair in ten, a random shorter length) and cut in two at random. For
-    half of the pairs the second part is replaced by text from another document. A sentence too long to leave room for a
-    second part is first cut into pieces: without this, short sequences would nearly always get a random second half.
-
-    Args:
-        documents: for each document its sentences, for each sentence its token ids.
-        max_tokens: most tokens in both parts together, that is the sequence length less three.
-    Returns:
-        (A, B, label) for each pair; label 0: B follows A, 1: B is from another document.
-    Raises:
-        ValueError: if there are fewer than two documents to draw from.
-    """
-    if len(documents) < 2:
-        raise ValueError("next sentence prediction needs at least two documents.")
-    most = max(1, max_tokens // 4)
-    documents = [[s[i : i + most] for s in document for i in range(0, len(s), most)] for document in documents]
-    for number, document in enumerate(documents):
-        start = 0
-        while start < len(document):
-            target = rng.randint(2, max_tokens) if rng.random() < short else max_tokens
-            end, length = start, 0
-            while end < len(document) and length < target:
-                length += len(document[end])
-                end += 1
-            cut = rng.randint(start + 1, end - 1) if end - start > 1 else end
-            a = [t for s in document[start:cut] for t in s]
-            is_random = cut == end or rng.random() < 0.5
-            if is_random:
-                other = rng.randrange(len(documents) - 1)
-                other = documents[other + (other >= number)]
-                first = rng.randrange(len(other))
-                b = list(itertools.islice((t for s in other[first:] for t in s), max(1, target - len(a))))
-                start = cut  # the unused sentences open the next pair
-            else:
-                b = [t for s in document[cut:end] for t in s]
-                start = end
-            while len(a) + len(b) > max_tokens:  # cut the longer one, at either end, as the original does
-                longer = a if len(a) > len(b) else b
-                longer.pop(0 if rng.random() < 0.5 else -1)
-            if a and b:
-                yield a, b, int(is_random)
-
-
-def single_segments(documents: list[list[list[int]]], max_tokens: int) -> Iterator[tuple[list[int], list[int], int]]:
-    """Text for the masked language model alone: up to `max_tokens` tokens of one document in a row, no second part.
-
-    This is RoBERTa's DOC-SENTENCES (Liu et al. 2019, section 4.2), but for cutting inside sentences.
-    """
-    for document in documents:
-        tokens = [t for sentence in document for t in sentence]
-        for start in range(0, len(tokens), max_tokens):
-            yield tokens[start : start + max_tokens], [], 0
-
-
-def raw_documents(corpus: str | Path, held_out: bool = False) -> Iterator[list[str]]:
-    """The documents that are held out for evaluation, or all the others."""
-    return (d for i, d in enumerate(corpora.documents(corpus)) if (i % HELD_OUT == HELD_OUT - 1) == held_out)
-
-
-def tokenized_chunks(corpus: str | Path, tokenizer: WordPieceTokenizer, held_out: bool, first: int = 0) -> Iterator[list]:
-    """Documents of token ids, CHUNK at a time: those held out for evaluation, or all the others. Skips `first` chunks."""
-    from tokenizers.implementations import BertWordPieceTokenizer  # the same tokens as ours, faster
-
-    fast = BertWordPieceTokenizer(tokenizer.vocab, lowercase=tokenizer.lowercase)
-    chosen = raw_documents(corpus, held_out)
-    for _ in range(first):
-        collections.deque(itertools.islice(chosen, CHUNK), maxlen=0)
-    while texts := list(itertools.islice(chosen, CHUNK)):
-        sentences = [[s for paragraph in text for s in split_sentences(paragraph)] for text in texts]
-        encoded = iter(fast.encode_batch([s for text in sentences for s in text], add_special_tokens=False))
-        documents = [[e.ids for e in itertools.islice(encoded, len(text)) if e.ids] for text in sentences]
-        documents = [d for d in documents if d]
-        if len(documents) > 1:  # one alone has no other to draw a random second half from
-            yield documents
-
-
-def pair_batches(
-    documents: list,
-    tokenizer: WordPieceTokenizer,
-    length: int,
-    batch_tokens: int,
-    rng: random.Random,
-    objective: str = "mlm+nsp",
-) -> list[dict[str, Tensor]]:
-    """Unmasked batches (B, S) from one chunk, similar lengths together, in random order."""
-    parts = sentence_pairs(documents, length - 3, rng) if objective == "mlm+nsp" else single_segments(documents, length - 2)
-    pairs = sorted(parts, key=lambda p: len(p[0]) + len(p[1]))
-    size = max(1, batch_tokens // length)
-    batches = []
-    for i in range(0, len(pairs), size):
-        rows = pairs[i : i + size]
-        longest = max(len(a) + len(b) + (3 if b else 2) for a, b, _ in rows)
-        width = -(-longest // 16) * 16  # a multiple of 16 suits the matrix units
-        ids = torch.full((len(rows), width), tokenizer.pad_id)
-        segments = torch.zeros_like(ids)
-        for row, (a, b, _) in enumerate(rows):
-            tokens = [tokenizer.cls_id, *a, tokenizer.sep_id, *b, *([tokenizer.sep_id] if b else [])]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            segments[row, len(a) + 2 : len(tokens)] = 1
-        batch = {"input_ids": ids, "token_type_ids": segments, "next_sentence_label": torch.tensor([r for _, _, r in rows])}
-        batches.append(batch)
-    rng.shuffle(batches)
-    return batches
-
-
-def masked_batch(batch: dict[str, Tensor], tokenizer: WordPieceTokenizer, rate: float, generator: torch.Generator) -> dict:
-    """A batch ready for the model: masked, with labels, and with an attention mask if there is padding."""
-    ids = batch["input_ids"]
-    never = torch.tensor([tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id])
-    masked, labels = mask_tokens(ids, torch.isin(ids, never), tokenizer.vocab_size, tokenizer.mask_id, rate, generator)
-    real = (ids != tokenizer.pad_id).long()
-    return batch | {"input_ids": masked, "labels": labels, "attention_mask": None if real.all() else real}
-
-
-def pretraining_losses(model: BertForPreTraining, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two losses of `model(**batch)`, with vocabulary scores computed only where something is predicted.
-
-    Returns:
-        MLM loss, NSP loss, share of masked tokens guessed right, share of pairs guessed right.
-    """
-    ids = batch["input_ids"]
-    explicit = ids.device.type == "cpu"  # there the fused attention has the slower backward pass
-    output = model.bert(ids, batch["attention_mask"], batch["token_type_ids"], output_attentions=explicit)
-    labels = batch["labels"].flatten()
-    chosen = (labels != -100).nonzero()[:, 0]  # (N,)
-    targets = labels[chosen]
-    mlm = model.cls.predictions(output.last_hidden_state.flatten(0, 1).index_select(0, chosen)).float()  # (N, V)
-    nsp = model.cls.seq_relationship(output.pooler_output).float()  # (B, 2)
-    answer = batch["next_sentence_label"]
-    return (
-        F.cross_entropy(mlm, targets),
-        F.cross_entropy(nsp, answer),
-        (mlm.argmax(-1) == targets).float().mean(),
-        (nsp.argmax(-1) == answer).float().mean(),
-    )
-
-
-def named_losses(model: BertForPreTraining, batch: dict) -> dict[str, Tensor]:
-    return dict(zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), pretraining_losses(model, batch)))
-
-
-OBJECTIVES = {
-    name: Objective(name, BertForPreTraining, masked_batch, named_losses, {"mlm_loss": 1.0, "nsp_loss": nsp})
-    for name, nsp in (("mlm+nsp", 1.0), ("mlm", 0.0))
-}
 
 
 def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Path, chunks: int = 40) -> None:
@@ -338,6 +161,19 @@ def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Pa
                 part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
+def check(output: Path, tokenizer: WordPieceTokenizer, config: BertConfig, recipe: Recipe, resume: bool) -> None:
+    """Raises what `pretrain` says."""
+    if resume and not (output / STATE).exists():
+        raise ValueError(f"{output} holds no run to resume (no {STATE}).")
+    killed = any(output.glob(f"{STATE}.*"))  # while it wrote its first checkpoint: there is nothing to lose
+    if not resume and ((output / STATE).exists() or (output / "model.safetensors").exists() and not killed):
+        raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"the vocabulary has {tokenizer.vocab_size} pieces, the config only {config.vocab_size}.")
+    if (longest := max(phase[1] for phase in recipe.phases)) > config.max_position_embeddings:
+        raise ValueError(f"a phase has sequence length {longest}, the model positions for {config.max_position_embeddings}.")
+
+
 def pretrain(
     corpus: str | Path,
     output: str | Path,
@@ -347,107 +183,121 @@ def pretrain(
     device: str = "cpu",
     resume: bool = False,
     progress_bar: bool = True,
+    cache: str | Path | None = None,
+    tensorboard: bool = False,
 ) -> nn.Module:
-    """Pretrain the model of `recipe.objective`, and keep checkpoints, the log (log.jsonl, a line every 20 steps) and the
-    vocabulary in `output`.
+    """Pretrain the model of `recipe.objective`. `output` gets the checkpoint, the vocabulary, the training state, the log (a
+    line every 20 steps) and its curves; `cache`, by default its folder tokens, the tokenized corpus.
 
-    Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one.
+    Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one, with the stored
+    config, to the weights that an uninterrupted run would have had. In the processes of `torchrun` each reads its own part of
+    the corpus, a batch a step, and the first one writes.
 
     Raises:
-        ValueError: if the vocabulary does not fit the config, the corpus is too small, or there is nothing to resume.
+        ValueError: if the vocabulary does not fit the config, the corpus is too small or damaged, a batch does not fit in
+            memory, or there is nothing to resume.
         FileExistsError: if `output` already holds a run and `resume` is False.
+        OSError: if something cannot be read or written. What was there before is unchanged.
     """
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the vocabulary has {tokenizer.vocab_size} pieces, the config only {config.vocab_size}.")
-    if (longest := max(phase[1] for phase in recipe.phases)) > config.max_position_embeddings:
-        raise ValueError(f"a phase has sequence length {longest}, the model positions for {config.max_position_embeddings}.")
-    output, objective = Path(output), recipe.objective
-    state_file, log_file = output / "training_state.json", output / "log.jsonl"
-    if resume and not state_file.exists():
-        raise ValueError(f"{output} holds no run to resume (no training_state.json).")
-    if not resume and any((output / name).exists() for name in (state_file.name, "model.safetensors")):
-        raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
+    output, objective, processes = Path(output), recipe.objective, Processes.join(device)
+    check(output, tokenizer, config, recipe, resume)
     output.mkdir(parents=True, exist_ok=True)
+    text = Shards(corpus, tokenizer, cache or output / "tokens")
+    if processes.count > 1:  # one process a machine tokenizes for all there
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            text.complete()
+        processes.sum([0])  # the others wait here
     torch.manual_seed(recipe.seed)
     dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
     if resume:
-        model = from_pretrained(objective.model, output, **dropout)
-        state = read_json(state_file)
-        lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
-        lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state["step"]]
+        config = BertConfig.from_dict(read_json(output / "config.json"))
+        model = objective.model(replace(config, **dropout))
     else:
         # 0.02, made for 768 numbers a token, is little for fewer
         model = objective.model(replace(config, initializer_range=config.hidden_size**-0.5, **dropout))
         if recipe.warm_start:
-            warm_start(model, tokenizer, corpus)
-        state = {"step": 0, "epoch": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0}
-        state["bf16"] = bfloat16_speedup(device) > 1.4
-        lines = []
-    log_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            warm_start(model, tokenizer, text)
     model.config = config  # what the checkpoint says is for those who fine-tune it
-    model.to(device).train()
+    model.to(processes.device).train()
     groups = parameter_groups(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    state = {"step": 0, "tokens": 0, "seconds": 0.0, "recent": []}  # recent: the losses since the last line of the log
+    state |= dict(zip(POSITION, (0, processes.rank, 0, 0.0)))
     if resume:
-        load_optimizer(optimizer, model, output / "optimizer.safetensors")
-    tokenizer.save_pretrained(output)
-    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=100, unit="%", disable=not progress_bar, bar_format=bar_format)
-    started, saved = time.monotonic() - state["seconds"], time.monotonic()
-    recent: list[tuple[float, ...]] = []
+        state |= load_state(output, model, optimizer, processes)
+    else:
+        state["bf16"] = processes.gather([bfloat16_speedup(device)])[0][0] > 1.4
+    losses_of = Losses(model, objective)
+    if processes.count > 1:
+        losses_of = DistributedDataParallel(losses_of)
+    prepare = partial(masked_batch, whole_words=True) if recipe.whole_words else objective.prepare
+    started, saved = time.monotonic() - state["seconds"], state["seconds"]
 
     def progress() -> float:
         if recipe.minutes:
-            return (time.monotonic() - started) / (60 * recipe.minutes)
+            return state["seconds"] / (60 * recipe.minutes)
         return state["step"] / recipe.steps if recipe.steps else state["tokens"] / recipe.tokens
 
     def save():
-        with replacing(output / "optimizer.safetensors") as optimizer_path, replacing(state_file) as state_path:
-            save_optimizer(optimizer, model, optimizer_path)
-            settings = asdict(recipe) | {"objective": objective.name}
-            state_path.write_text(json.dumps(state | {"recipe": settings}, indent=2), encoding="utf-8")
-            save_pretrained(model, output)  # last: until everything is written, nothing is replaced
+        positions = processes.gather([state[name] for name in POSITION])
+        if processes.rank == 0:
+            settings = {"recipe": asdict(recipe) | {"objective": objective.name}, "positions": positions}
+            save_state(output, model, optimizer, state | settings)
+            log.draw()
 
-    bar.update(100 * progress())
-    with stop_on_ctrl_c() as stopping:
-        for batch, mask_rate in training_batches(corpus, tokenizer, recipe, state, progress):
+    def backward(batch: dict) -> dict[str, Tensor]:
+        """The losses, each multiplied by this process's share in their mean over all processes."""
+        counts = [int((batch["labels"] != -100).sum()), len(batch["labels"])]
+        predictions, rows = (processes.count * n / total for n, total in zip(counts, processes.sum(counts)))
+        batch = {k: v if v is None else v.to(processes.device) for k, v in batch.items()}
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=state["bf16"]):
+            losses = losses_of(batch)
+        losses = {name: loss * (rows if name.startswith("nsp") else predictions) for name, loss in losses.items()}
+        sum(weight * losses[name] for name, weight in objective.weights.items()).backward()
+        return losses
+
+    if processes.rank == 0:
+        tokenizer.save_pretrained(output)
+        log = RunLog(output, state["step"], progress(), progress_bar, tensorboard)
+    with stop_on_ctrl_c() as stopping, saving_on_errors(save if processes.count == 1 else None, state, output):
+        for batch, mask_rate in training_batches(text, tokenizer, recipe, state, progress, processes.count):
             done = progress()
-            torch.manual_seed(recipe.seed * 1_000_003 + state["step"])
-            ready = objective.prepare(batch, tokenizer, mask_rate, torch.default_generator)
-            ready = {k: v if v is None else v.to(device) for k, v in ready.items()}
+            torch.manual_seed(recipe.seed * 1_000_003 + state["step"] + (processes.rank << 40))
+            ready = prepare(batch, tokenizer, mask_rate, mask_generator(recipe, state))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.rate_factor(done)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=state["bf16"]):
-                losses = objective.losses(model, ready)
-            sum(weight * losses[name] for name, weight in objective.weights.items()).backward()
+            if (losses := attempt(backward, ready)) is None:
+                optimizer.zero_grad()
+                raise ValueError(too_large(ready, 0 if processes.count > 1 else rows_that_fit(backward, ready)))
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
 
             state["step"] += 1
             state["batch"] += 1
-            state["tokens"] += int((batch["input_ids"] != tokenizer.pad_id).sum())
-            state["seconds"] = time.monotonic() - started
-            recent.append(tuple(x.item() for x in losses.values()))
+            clock = time.monotonic() - started if processes.rank == 0 else 0.0
+            read = int((batch["input_ids"] != tokenizer.pad_id).sum())
+            means = [x.item() / processes.count for x in losses.values()]
+            tokens, state["seconds"], stop, *means = processes.sum([read, clock, len(stopping), *means])
+            state["tokens"] += int(tokens)
+            state["recent"].append(means)
             if state["step"] % LOG_EVERY == 0:
-                means = [sum(column) / len(recent) for column in zip(*recent)]
-                recent.clear()
                 line = {k: state[k] for k in ("step", "tokens", "seconds")} | {"length": ready["input_ids"].shape[1]}
-                line |= zip(losses, means)
-                with open(log_file, "a", encoding="utf-8") as log:
-                    log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
-                speed = state["tokens"] / state["seconds"]
-                bar.set_postfix_str(f"step {state['step']}, loss {means[0]:.2f}, {speed:.0f} tokens/s")
-                bar.update(100 * done - bar.n)
-            if stopping:
+                line |= {name: sum(column) / len(column) for name, column in zip(losses, zip(*state["recent"]))}
+                state["recent"] = []
+                if processes.rank == 0:
+                    log.write(line, done)
+            if stop:
                 break
-            if time.monotonic() - saved > 60 * recipe.save_every:
+            if state["seconds"] - saved > 60 * recipe.save_every:
                 save()
-                saved = time.monotonic()
-    bar.close()
-    save()
-    if stopping:
-        print(f"\nstopped at step {state['step']}; checkpoint in {output}, go on with --resume")
+                saved = state["seconds"]
+        save()
+    if processes.rank == 0:
+        log.close()
+        if stopping:
+            print(f"\nstopped at step {state['step']}; checkpoint in {output}, go on with --resume")
+    processes.leave()
     return model.eval()
 
 
@@ -470,39 +320,144 @@ def stop_on_ctrl_c() -> Iterator[list]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def saving_on_errors(save: Callable | None, state: dict, output: Path) -> Iterator[None]:
+    """Keep the steps done so far when the text cannot be read on or the disk is full: between two steps nothing is half done."""
+    try:
+        yield
+    except (OSError, ValueError):
+        if save and state["step"]:
+            with suppress(OSError):
+                save()
+        if (output / STATE).exists():
+            print(f"\nNothing is lost: the checkpoint in {output} is whole; go on with --resume.", file=sys.stderr)
+        raise
+
+
+def attempt(backward: Callable[[dict], dict], batch: dict) -> dict | None:
+    """What `backward` returns, or None if there is not enough memory for it."""
+    try:
+        return backward(batch)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return None
+        raise
+
+
+def rows_that_fit(backward: Callable[[dict], dict], batch: dict) -> int:
+    """Found by halving."""
+    rows = len(batch["input_ids"]) // 2
+    while rows and attempt(backward, {k: v if v is None else v[:rows] for k, v in batch.items()}) is None:
+        rows //= 2
+    return rows
+
+
+def too_large(batch: dict, fit: int) -> str:
+    rows, length = batch["input_ids"].shape
+    advice = f"{fit} rows do fit: give --phases with batches of {fit * length} tokens" if fit else "give --phases smaller batches"
+    return f"out of memory with {rows} rows of {length} tokens; {advice} at this length, or take a smaller --preset."
+
+
 def training_batches(
-    corpus: str | Path, tokenizer: WordPieceTokenizer, recipe: Recipe, state: dict, progress: Callable[[], float]
+    corpus: str | Path | Shards,
+    tokenizer: WordPieceTokenizer,
+    recipe: Recipe,
+    state: dict,
+    progress: Callable[[], float],
+    processes: int = 1,
 ) -> Iterator[tuple[dict[str, Tensor], float]]:
-    """Batches and their mask rates until the budget is used up, from where `state` (epoch, chunk, batch) stands."""
+    """Batches and their mask rates until the budget is used up, from where `state` (epoch, chunk, batch) stands.
+
+    Of several processes each reads every `processes`th chunk, the first one that whose number is its rank.
+    """
     while True:
-        for documents in tokenized_chunks(corpus, tokenizer, held_out=False, first=state["chunk"]):
+        something = state["chunk"] >= processes  # or this is the start of an epoch
+        for chunk, documents in numbered_chunks(corpus, tokenizer, False, state["chunk"], processes):
+            if chunk > state["chunk"]:  # one without text has been passed over
+                state |= {"chunk": chunk, "batch": 0}
             if state["batch"] == 0:  # the phase is that of the chunk's first batch, after a resume too
                 state["phase_at"] = progress()
             _, length, mask_rate, batch_tokens = recipe.phase(state["phase_at"])
-            rng = random.Random(f"{recipe.seed} {state['epoch']} {state['chunk']}")
+            rng = random.Random(f"{recipe.seed} {copy_of_text(recipe, state)} {chunk}")
             for batch in pair_batches(documents, tokenizer, length, batch_tokens, rng, recipe.objective.name)[state["batch"] :]:
                 if progress() >= 1:
                     return
+                something = True
                 yield batch, mask_rate
-            state |= {"chunk": state["chunk"] + 1, "batch": 0}
-        if not state["step"]:
-            raise ValueError(f"corpus '{corpus}' is too small: not one pair of sentences from two documents to train on.")
-        state |= {"epoch": state["epoch"] + 1, "chunk": 0, "batch": 0}
+            state |= {"chunk": chunk + processes, "batch": 0}
+        if not something:
+            shared = f" to share among {processes} processes" if processes > 1 else ""
+            raise ValueError(f"corpus '{corpus}' is too small{shared}: not one pair of sentences from two documents to train on.")
+        state |= {"epoch": state["epoch"] + 1, "chunk": state["chunk"] % processes, "batch": 0}
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    write_tensors({f"{names[p]}/{kind}": value for p, state in optimizer.state.items() for kind, value in state.items()}, path)
+def copy_of_text(recipe: Recipe, state: dict) -> int:
+    """Copies differ in their pairs and masks. Dynamic masking: each epoch reads one of its own."""
+    return state["epoch"] % COPIES if recipe.masking == "static" else state["epoch"]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    parameters, tensors = dict(model.named_parameters()), read_tensors(path)
-    expected = {f"{name}/{kind}" for name in parameters for kind in ("exp_avg", "exp_avg_sq", "step")}
+def mask_generator(recipe: Recipe, state: dict) -> torch.Generator:
+    """Where the masks of the next batch come from: the step's random numbers, or with static masking the place in the text."""
+    if recipe.masking == "dynamic":
+        return torch.default_generator
+    place = f"{recipe.seed} {copy_of_text(recipe, state)} {state['chunk']} {state['batch']}"
+    return torch.Generator().manual_seed(random.Random(place).getrandbits(60))
+
+
+class Losses(nn.Module):
+    """The losses as the output of a module, so that `DistributedDataParallel` can wrap it."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.losses = model, objective.losses
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        return self.losses(self.model, batch)
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """All or nothing, at whatever moment the process is killed: `STATE` names the file of tensors that goes with it, and is the
+    last to change. The checkpoint for use (config.json, model.safetensors) is not read again by a resumed run but for its config.
+    """
+    tensors = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in tensors.items()}
+    moments = {f"{names[p]}/{kind}": value for p, kinds in optimizer.state.items() for kind, value in kinds.items()}
+    file = f"training_state.{state['step']}.safetensors"
+    with replacing(folder / STATE) as about, replacing(folder / file) as path:
+        write_tensors(tensors | moments, path)
+        about.write_text(json.dumps(state | {"tensors": file}, indent=1), encoding="utf-8")
+        save_pretrained(model, folder)
+    for pattern in ("training_state.*", "model.safetensors.*", "config.json.*"):
+        for stale in folder.glob(pattern):  # an older state, or what a killed process has left
+            if stale.name not in (STATE, file):
+                stale.unlink()
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict:
+    """Put weights and the optimizer's averages in place; returns the state with the position of this process.
+
+    Raises:
+        ValueError: if the files are damaged, do not fit the model, or are those of another number of processes.
+    """
+    state = read_json(folder / STATE)
+    try:
+        file, positions = state.pop("tensors"), state.pop("positions")
+    except KeyError as error:
+        raise ValueError(f"{folder / STATE} is damaged, or by an older version of the course: it has no {error}.") from None
+    if len(positions) != processes.count:
+        raise ValueError(f"{folder} was trained by {len(positions)} processes, these are {processes.count}; resume with as many.")
+    tensors, parameters = read_tensors(folder / file), dict(model.named_parameters())
+    expected = {*parameters, *(f"{name}/{kind}" for name in parameters for kind in ("exp_avg", "exp_avg_sq", "step"))}
     if expected != set(tensors):
-        raise ValueError(f"{path} does not fit the model: {', '.join(sorted(expected ^ set(tensors)))}.")
+        raise ValueError(f"{folder / file} does not fit the model: {', '.join(sorted(expected ^ set(tensors)))}.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors.pop(name))
     for key, tensor in tensors.items():
         name, kind = key.rsplit("/", 1)
         optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device, copy=True)
+    epoch, chunk, batch, phase_at = positions[processes.rank]
+    return state | {"epoch": int(epoch), "chunk": int(chunk), "batch": int(batch), "phase_at": phase_at}
 
 
 @torch.no_grad()

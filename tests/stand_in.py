@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -29,10 +30,13 @@ def hub(repositories: dict[tuple[str, str, str], Path], busy: int = 0):
                 oids = {file: f"{i:040x}" for i, file in enumerate(names)}
                 if path == f"/api/{kind}/{name}/revision/{revision}":
                     return self.answer(json.dumps({"id": name, "sha": revision, "siblings": [{"rfilename": n} for n in names]}))
-                if path == f"/api/{kind}/{name}/tree/{revision}":
-                    sizes = {file: (folder / file).stat().st_size for file in names}
-                    tree = [{"type": "file", "path": n, "oid": oids[n], "size": sizes[n]} for n in names]
-                    return self.answer(json.dumps(tree))
+                tree = f"/api/{kind}/{name}/tree/{revision}"
+                if path == tree or path.startswith(f"{tree}/"):
+                    inside = folder / path.removeprefix(tree).removeprefix("/")
+                    found = inside.rglob("*") if "recursive=true" in self.path.lower() else inside.glob("*")
+                    entries = [{"type": "file" if f.is_file() else "directory", "path": f.relative_to(folder).as_posix(),
+                                "size": f.stat().st_size} for f in sorted(found)]
+                    return self.answer(json.dumps([entry | {"oid": oids.get(entry["path"], "0" * 40)} for entry in entries]))
                 file = path.removeprefix(f"/{'' if kind == 'models' else kind + '/'}{name}/resolve/{revision}/")
                 if file in names:
                     if len(refused) < busy:
@@ -47,9 +51,13 @@ def hub(repositories: dict[tuple[str, str, str], Path], busy: int = 0):
         do_HEAD = do_GET
 
         def answer(self, body, headers=()):
-            body = body if isinstance(body, bytes) else body.encode()
-            self.send_response(200)
-            for key, value in {"Content-Length": len(body), **dict(headers)}.items():
+            body, headers = body if isinstance(body, bytes) else body.encode(), dict(headers)
+            if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):  # a stream is read in parts
+                first, last = int(part[1]), min(int(part[2]), len(body) - 1)
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                body = body[first : last + 1]
+            self.send_response(206 if part else 200)
+            for key, value in {"Content-Length": len(body), **headers}.items():
                 self.send_header(key, str(value))
             self.end_headers()
             if self.command == "GET":

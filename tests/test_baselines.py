@@ -482,7 +482,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
     lines = [header, "bank\tN\t1-2\tA bank .\tOn the bank .\tF", "sun\tN\t0-1\tSun .\tThe sun .\tT"]
     for split in ("dev", "test"):
         (tmp_path / "wic" / f"{split}.tsv").write_text("\n".join(lines))
-    settings = {"seeds": 1, "corpus": corpus, "tokens": 3000, "tasks_folder": tmp_path}
+    settings = {"seeds": 1, "corpus": corpus, "tokens": 9000, "tasks_folder": tmp_path}
     output = tmp_path / "siblings.json"
     siblings.study_siblings(output, **settings, kinds=("skipgram",))
     trained = []
@@ -496,6 +496,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
     siblings.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
     assert trained == ["causal 0.001", "causal 0.002", "bilm 0.001", "causal seed 0", "bilm seed 0"]
     stored = json.loads(output.read_text())
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     siblings.study_siblings(output, **settings, kinds=("skipgram", "causal", "bilm"))
     assert json.loads(output.read_text()) == stored and len(trained) == 5
     assert [run["kind"] for run in stored["runs"]] == ["skipgram", "causal", "bilm"]
@@ -511,7 +512,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
     halves = stored["runs"][2]
     np.testing.assert_allclose(np.add(halves["cloze left"], halves["cloze right"]), halves["cloze"], atol=0.0021)
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
-        siblings.study_siblings(output, **settings | {"tokens": 4000})
+        siblings.study_siblings(output, **settings | {"tokens": 8000})
     monkeypatch.setattr(siblings, "FINE_TUNING_RATES", (2e-3,))
     with pytest.raises(ValueError, match="was made with another checkpoint, data or settings"):
         siblings.study_siblings(output, **settings)
@@ -560,6 +561,13 @@ def test_a_sentence_scores_the_sum_of_its_next_token_losses(tokenizer):
     for piece, score in zip(pieces, found, strict=True):
         ids = torch.tensor([[tokenizer.cls_id, *left, piece, *right, tokenizer.sep_id]])
         assert score == pytest.approx(-float(model(ids, labels=ids).loss) * (ids.shape[1] - 1), rel=1e-5)
+
+
+def test_what_gpt_says_of_whole_sentences_is_a_bar_of_its_own():
+    runs = [{"kind": "causal", "gaps": {"left": 0.2, "both": 0.2}, "gaps sentence": share} for share in (0.3, 0.4)]
+    shares = siblings.gap_shares([*runs, {"kind": "mlm", "gaps": {"left": 0.1, "both": 0.5}}])
+    assert shares == {"left side only": {"GPT": [0.2, 0.2], "BERT without NSP": [0.1]},
+                      "both sides": {"GPT": [0.2, 0.2], "GPT, comparing 20 sentences": [0.3, 0.4], "BERT without NSP": [0.5]}}
 
 
 def test_the_best_rate_has_the_least_held_out_loss():

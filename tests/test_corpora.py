@@ -1,12 +1,26 @@
-"""Raw text: documents and paragraphs as they stand in the files, and a damaged file named instead of a traceback."""
+"""Raw text: documents and paragraphs as they stand in the files, and a damaged file named instead of a traceback; and the same
+as token ids on disk."""
 
+import errno
 import gzip
+import json
 import lzma
+import os
+import random
+import subprocess
+import sys
 import warnings
+from itertools import islice
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import stand_in
 
-from bert_course import corpora
+from bert_course import corpora, shards
+from bert_course.shards import Shards
+from bert_course.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
 
 TEXT = "One, the first.\nTwo.\n\n\nA second document.\n"
 DOCUMENTS = [["One, the first.", "Two."], ["A second document."]]
@@ -80,3 +94,173 @@ def test_a_librarys_bad_escapes_are_its_own_concern(library):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(corpora.docstrings())) == 1
+
+
+# ---- the Hub
+
+WIKITEXT = ["", " = Bridges = \n", "", " A well @-@ known bridge of 1 @,@ 200 m . \n", " = = History = = \n", "",
+            " It stood . \n", "", " = Rivers = \n", " A river . \n"]
+WIKIPEDIA = ["The sea is wide.\n\nIt is deep.\n", "A hill is high."]
+READ = """
+import json, sys
+from bert_course import corpora
+print(json.dumps([list(corpora.documents(name)) for name in sys.argv[1:]]))
+"""
+
+
+def in_a_process(endpoint, home, *arguments):
+    environment = stand_in.environment(endpoint, home) | {"HF_DATASETS_CACHE": str(home / "datasets")}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_data_sets_of_the_hub_are_streamed_as_documents(tmp_path):
+    """From Parquet files at the pinned commits (a repository that is not pinned: at the commit in its name)."""
+    other = "someone/letters", "a" * 40
+    repositories = {}
+    contents = [WIKITEXT, WIKIPEDIA, ["A letter.", "Another."]]
+    configurations = ["wikitext-103-raw-v1", "20231101.en", "all"]
+    for (name, revision), configuration, rows in zip([*corpora.HUB.items(), other], configurations, contents):
+        folder = repositories["datasets", name, revision] = tmp_path / name
+        (folder / configuration).mkdir(parents=True)
+        for i, part in enumerate([rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
+            pq.write_table(pa.table({"text": part}), folder / configuration / f"train-{i:05}-of-00002.parquet")
+        (folder / "README.md").write_text(
+            f'---\nconfigs:\n- config_name: "{configuration}"\n  data_files:\n  - split: train\n'
+            f"    path: {configuration}/train-*\n---\n"
+        )
+    names = ["hub:Salesforce/wikitext:wikitext-103-raw-v1", "hub:wikimedia/wikipedia:20231101.en"]
+    names.append(f"hub:someone/letters:all@{'a' * 40}")
+    with stand_in.hub(repositories) as (endpoint, _):
+        done = in_a_process(endpoint, tmp_path, "-c", READ, *names)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        [["A well-known bridge of 1,200 m .", "It stood ."], ["A river ."]],
+        [["The sea is wide.", "It is deep."], ["A hill is high."]],
+        [["A letter."], ["Another."]],
+    ]
+
+
+def test_a_hub_that_is_down_is_said_in_one_line(tmp_path):
+    code = "import sys, time; time.sleep = print; from bert_course import cli; sys.exit(cli.main())"  # no pause between two tries
+    command = ["-c", code, "pretrain", "--steps", "1", "--output", str(tmp_path / "run")]
+    done = in_a_process(stand_in.DOWN, tmp_path, *command, "--corpus", "hub:wikimedia/wikipedia:20231101.en")
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert line.startswith("bert-course: hub:wikimedia/wikipedia:20231101.en could not be read from the Hub (ConnectionError")
+    assert line.endswith("try again, or take text of this machine: docstrings, a file or a folder.")
+
+
+@pytest.mark.parametrize("name, complaint", [
+    ("hub:wikipedia", "expected hub:OWNER/NAME:CONFIGURATION"),
+    ("hub:someone/letters:all", "add the commit that is to be read, hub:someone/letters:all@COMMIT"),
+])
+def test_an_incomplete_name_is_refused(name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        next(corpora.documents(name))
+
+
+# ---- token ids on disk
+
+
+@pytest.fixture
+def tokenizer():
+    return WordPieceTokenizer([*SPECIAL_TOKENS, *"abcdefgh.", *(f"##{letter}" for letter in "abcdefgh")])
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """100 documents, in shards of 16 and chunks of 4, every tenth held out."""
+    monkeypatch.setattr(shards, "SHARD", 16)
+    monkeypatch.setattr(shards, "CHUNK", 4)
+    monkeypatch.setattr(shards, "HELD_OUT", 10)
+    dice = random.Random(0)
+
+    def document():
+        return "\n".join(" ".join(dice.choices("abcdefgh", k=dice.randint(1, 9))) + "." for _ in range(dice.randint(1, 5)))
+
+    documents = [document() for _ in range(100)]
+    documents[20] = "[SEP] [PAD]\n[CLS]"  # what is left has no token
+    documents[30] = "ab [MASK] c[SEP]d."
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+def numbered(corpus, tokenizer, *args):
+    return list(shards.numbered_chunks(corpus, tokenizer, *args))
+
+
+def test_shards_hold_what_the_tokenizer_gives_and_marks_in_the_text_are_left_out(text, tokenizer, tmp_path):
+    stored = list(Shards(text, tokenizer, tmp_path / "cache"))
+    assert len(stored) == 100 and stored[20] == []
+    assert stored[30] == [tokenizer.encode("ab cd.".replace("cd", "c d"))]
+    for document, ids in zip(corpora.documents(text), stored):
+        if not any(mark in " ".join(document) for mark in SPECIAL_TOKENS):
+            assert ids == [tokenizer.encode(paragraph) for paragraph in document]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_chunks_from_shards_are_those_from_text(text, tokenizer, tmp_path, held_out):
+    stored = Shards(text, tokenizer, tmp_path / "cache")
+    for first, step in [(0, 1), (3, 1), (1, 2), (0, 7)]:
+        assert numbered(stored, tokenizer, held_out, first, step) == numbered(text, tokenizer, held_out, first, step)
+    assert [n for n, _ in numbered(stored, tokenizer, held_out)] == list(range(3 if held_out else 23))
+
+
+def test_a_corpus_is_tokenized_once(text, tokenizer, tmp_path, monkeypatch):
+    first = Shards(text, tokenizer, tmp_path / "cache")
+    assert list(islice(first, 20))  # two shards of seven
+    assert len(list(first.folder.glob("*.tokens"))) == 2
+    first.complete()
+    before = list(first)
+    monkeypatch.setattr(corpora, "documents", None)
+    assert list(Shards(text, tokenizer, tmp_path / "cache")) == before
+
+
+def test_other_text_vocabulary_or_case_is_another_cache(text, tokenizer, tmp_path):
+    folders = [Shards(text, tokenizer, tmp_path).folder]
+    folders += [Shards(text, WordPieceTokenizer(tokens, case), tmp_path).folder
+                for tokens, case in ((tokenizer.tokens, False), ([*tokenizer.tokens, "ab"], True))]
+    text.write_text(text.read_text() + "\n\nA new document.")
+    folders += [Shards(text, tokenizer, tmp_path).folder, Shards("docstrings", tokenizer, tmp_path).folder]
+    assert len({*folders}) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "no JSON", "half JSON"])
+def test_a_damaged_shard_is_noticed_and_made_again(text, tokenizer, tmp_path, capsys, damage):
+    before = list(Shards(text, tokenizer, tmp_path))
+    path = sorted(tmp_path.rglob("*.tokens"))[3]
+    content, about = bytearray(path.read_bytes()), path.with_suffix(".json")
+    if damage == "cut":
+        path.write_bytes(content[:-3])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        {"gone": path.unlink, "no JSON": about.unlink, "half JSON": lambda: about.write_text('{"sha')}[damage]()
+    assert list(Shards(text, tokenizer, tmp_path)) == before
+    said = capsys.readouterr().err
+    assert said == ("" if damage == "no JSON" else f"{path} is damaged: it is made again.\n")
+    assert list(Shards(text, tokenizer, tmp_path)) == before and not capsys.readouterr().err
+
+
+def test_large_vocabularies_have_ids_of_32_bits(text, tokenizer, tmp_path):
+    large = WordPieceTokenizer([*SPECIAL_TOKENS, *(f"x{i}" for i in range(70_000)), *tokenizer.tokens[5:]])
+    stored = list(Shards(text, large, tmp_path))
+    assert max(t for d in stored for s in d for t in s) > 70_000
+    assert [[large.tokens[t] for t in s] for s in stored[0]] == [large.tokenize(p) for p in next(corpora.documents(text))]
+
+
+def test_a_full_disk_leaves_no_half_shard(text, tokenizer, tmp_path, monkeypatch):
+    """The write is made to fail as on a full disk (ENOSPC)."""
+    stored = Shards(text, tokenizer, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", lambda path, content: full(path))
+        with pytest.raises(OSError, match="No space left on device"):
+            stored.complete()
+    assert not list(stored.folder.iterdir())
+    assert len(list(Shards(text, tokenizer, tmp_path / "cache"))) == 100
+
+
+def full(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

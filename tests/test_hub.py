@@ -1,9 +1,11 @@
 """The source "hub": public data and google-bert/bert-base-uncased, from a stand-in of the Hub on this machine."""
 
+import ast
 import json
 import subprocess
 import sys
 
+import nbformat
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +13,7 @@ import stand_in
 import torch
 from safetensors.torch import save_file
 
-from bert_course import checkpoint, cli, data_path, tasks
+from bert_course import checkpoint, cli, data_path, stamp, tasks
 from bert_course.config import BertConfig
 from bert_course.model import BertForPreTraining
 
@@ -137,3 +139,25 @@ def test_fine_tuning_from_the_hub_on_the_command_line(repositories, tmp_path):
     assert f"Downloading {checkpoint.HUB_MODEL}: 4 files, " in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["epoch"] == 1
     assert cli.main(["predict", "--model", str(tmp_path / "tuned"), "--text", "A film."]) == 0
+
+
+@pytest.mark.parametrize("number, task, score", [
+    (12, "sentiment", "accuracy"), (13, "paraphrase", "f1"), (14, "entities", "f1"), (15, "passages", "exact_match")
+])
+def test_a_lesson_at_full_size(number, task, score, repositories, tmp_path):
+    """The lesson's set-up, its imports and the one cell that uses the Hub, as they stand in the notebook."""
+    [path] = (stamp.ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    [cell] = [cell for cell in cells if "full-size" in cell.metadata.get("tags", [])]
+    setup = "\n".join(line for line in cells[0].source.splitlines() if "%pip" not in line and not line.startswith("if "))
+    name, revision, files, _, splits = tasks.HUB[task]
+    with stand_in.hub(repositories) as (endpoint, asked):
+        environment = stand_in.environment(endpoint, tmp_path) | {"BERT_COURSE_SOURCE": "hub", "BERT_COURSE_DEVICE": "cpu"}
+        command = [sys.executable, "-c", "\n".join([setup, cells[1].source, cell.source])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"model.safetensors", *map(files.format, splits)} <= set(asked)
+    told, found, *_ = done.stdout.splitlines()
+    assert told.startswith("BERT_COURSE_SOURCE=hub: lessons 12 to 15 end on a model and data from the Hub")
+    scores = ast.literal_eval(found)
+    assert scores["rows"] == 40 and 0 <= scores[score] <= 1

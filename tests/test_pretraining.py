@@ -3,19 +3,21 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from bert_course import checkpoint, files, pretraining
+from bert_course import checkpoint, files, pretraining, shards
 from bert_course.checkpoint import from_pretrained, read_tensors
 from bert_course.config import BertConfig
-from bert_course.model import BertForPreTraining
+from bert_course.model import BertForPreTraining, parameter_groups
 from bert_course.pretraining import Recipe, fill_mask, mask_tokens, pair_batches, pretrain, sentence_pairs
 from bert_course.wordpiece import train_wordpiece
 
@@ -37,6 +39,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(corpus):
     return train_wordpiece(corpus.read_text().splitlines(), 60)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """And no time spent on finding out how fast bfloat16 is here."""
+    monkeypatch.setattr(pretraining, "bfloat16_speedup", lambda device: 0.0)
 
 
 CONFIG = dict(
@@ -66,6 +74,52 @@ def test_masking_shares():
     assert within(same.sum().item(), k, 0.1 + 0.1 / 1000)
     random_tokens = masked[chosen][~as_mask & ~same]
     assert random_tokens.unique().numel() > 900  # spread over the vocabulary
+
+
+def test_whole_words_are_masked_together_and_as_often():
+    """All pieces of a chosen word, none of another; 15% of the words; a word that [SEP] cuts is two."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 1000, (400, 500), generator=generator)
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    special[:, [0, 250, 499]] = True
+    continues = (torch.rand(ids.shape, generator=generator) < 0.4) & ~special
+    masked, labels = mask_tokens(ids, special, 1000, 4, generator=generator, continues=continues)
+    chosen = labels != -100
+    assert not chosen[special].any()
+    inside = continues & ~special.roll(1, 1)  # the same word as the token before
+    assert torch.equal(chosen[inside], chosen.roll(1, 1)[inside])
+    first = ~inside & ~special
+    words, k = first.sum().item(), (chosen & first).sum().item()
+    assert abs(k - 0.15 * words) < 4 * (words * 0.15 * 0.85) ** 0.5
+    after = continues & special.roll(1, 1)
+    assert 0.05 < chosen[after].float().mean() < 0.3  # 800 of them, on their own
+    share = (masked[chosen] == 4).float().mean().item()
+    assert abs(share - 0.8) < 4 * (0.8 * 0.2 / chosen.sum().item()) ** 0.5
+
+
+def test_nothing_is_predicted_at_special_tokens_or_padding(corpus, tokenizer):
+    generator, marks = torch.Generator().manual_seed(0), [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    predictions = 0
+    for chunk in pretraining.tokenized_chunks(corpus, tokenizer, held_out=False):
+        for batch in pair_batches(chunk, tokenizer, 32, 256, random.Random(0)):
+            ready = pretraining.masked_batch(batch, tokenizer, 0.5, generator, whole_words=True)
+            chosen = ready["labels"] != -100
+            predictions += int(chosen.sum())
+            assert not torch.isin(batch["input_ids"][chosen], torch.tensor(marks)).any()
+            assert torch.equal(ready["input_ids"][~chosen], batch["input_ids"][~chosen])
+    assert predictions > 10_000
+
+
+def test_static_masks_come_again_with_every_tenth_epoch_and_dynamic_ones_do_not(corpus, tokenizer):
+    def seen(masking, epoch):
+        r, state = recipe(masking=masking), {"step": epoch * 1000, "epoch": epoch, "chunk": 2, "batch": 0}
+        batch, rate = next(pretraining.training_batches(corpus, tokenizer, r, state, lambda: 0.0))
+        torch.manual_seed(state["step"])
+        ready = pretraining.masked_batch(batch, tokenizer, rate, pretraining.mask_generator(r, state))
+        return ready["input_ids"].tolist()
+
+    assert seen("static", 3) == seen("static", 13) != seen("static", 4)
+    assert seen("dynamic", 3) != seen("dynamic", 13)
 
 
 def test_masking_always_leaves_something_to_predict():
@@ -100,6 +154,21 @@ def test_pairs_follow_the_paper():
         else:
             assert where[a[0]] == where[b[0]] and b[0] > a[-1] and b[-1] - a[0] < 61 + 2 * 15 + 61
     assert 0.05 < sum(len(a) + len(b) < 45 for a, b, _ in pairs) / len(pairs) < 0.25
+
+
+def test_half_of_the_pairs_are_random_and_a_tenth_is_short():
+    """Where there is a choice: sentences of five tokens, in documents so long that their ends do not count."""
+    documents = [[[d] * 5] * 3000 for d in range(20)]
+    pairs = list(sentence_pairs(documents, 60, random.Random(0)))
+    n, choices = len(pairs), sum(len(a) + len(b) > 10 for a, b, _ in pairs)  # two sentences or more
+
+    def within(count, total, p):
+        return abs(count - total * p) < 4 * (total * p * (1 - p)) ** 0.5
+
+    assert n > 5000 and within(sum(r for a, b, r in pairs if len(a) + len(b) > 10), choices, 0.5)
+    assert all((a[0] != b[0]) == r for a, b, r in pairs)
+    # a short pair aims at 2 to 60 tokens, all alike; of these 54 aims fall below 56, where the others do not come
+    assert within(sum(len(a) + len(b) < 56 for a, b, _ in pairs), n, 0.1 * 54 / 59)
 
 
 def test_batches_are_what_the_model_reads(tokenizer):
@@ -140,8 +209,7 @@ def test_pretraining_learns(corpus, tokenizer, tmp_path):
 
 
 def test_resume_goes_on_as_if_nothing_had_happened(corpus, tokenizer, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of a step, then resume: the same weights, bit for bit, dropout, phases and optimizer included."""
-    monkeypatch.setattr(pretraining, "bfloat16_speedup", lambda device: 0.0)
+    """Ctrl-C in the middle of a step, then resume: the same weights, bit for bit, dropout, phases, optimizer and log included."""
     settings = {"phases": ((0.35, 16, 0.15, 128), (0.65, 32, 0.15, 256)), "dropout": 0.1}
     whole = run(corpus, tmp_path / "whole", tokenizer, **settings)
     step, calls = torch.optim.AdamW.step, []
@@ -159,12 +227,105 @@ def test_resume_goes_on_as_if_nothing_had_happened(corpus, tokenizer, tmp_path, 
     assert len(calls) == 24
     for (name, a), b in zip(whole.named_parameters(), resumed.named_parameters()):
         assert torch.equal(a, b[1]), name
+    logs = [json.loads((tmp_path / folder / "log.jsonl").read_text()) for folder in ("whole", "parts")]
+    assert logs[0] | {"seconds": 0} == logs[1] | {"seconds": 0}
+
+
+# A process of its own, that forks one for each run: a fork is quick, and SIGKILL leaves it no last word.
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from bert_course import plots, pretraining
+from bert_course.config import BertConfig
+from bert_course.wordpiece import WordPieceTokenizer
+
+torch.set_num_threads(1)
+torch.optim.AdamW([torch.zeros(1)])  # what is imported here, no fork has to import
+pretraining.bfloat16_speedup = lambda device: 0.0
+corpus, folder = sys.argv[1], Path(sys.argv[2])
+tokenizer = WordPieceTokenizer.from_pretrained(folder)
+config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
+
+def run(output, before=lambda: None, **changes):
+    recipe = pretraining.Recipe(steps=21, phases=((1.0, 32, 0.15, 256),), learning_rate=5e-3, warm_start=False, dropout=0.1,
+                                save_every=0.0, **changes)
+    if (child := os.fork()) == 0:
+        before()
+        resume = (output / "training_state.json").exists()
+        pretraining.pretrain(corpus, output, tokenizer, config, recipe, resume=resume, progress_bar=False)
+        os._exit(0)
+    return child
+
+def killed(child):
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or status == 0
+    return status != 0
+
+def dying_at(call):  # of os.replace, by which each file of a checkpoint takes its place
+    def before():
+        replace, calls = os.replace, []
+        def counted(*args):
+            calls.append(args)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*args)
+        os.replace = counted
+    return before
+
+assert not killed(run(folder / "whole"))
+moments = 0
+for call in (9, 8, 9, 10, 11):  # model, config, state and its tensors: each is the next to be renamed once
+    moments += killed(run(folder / "at renames", dying_at(call)))
+while killed(run(folder / "at renames")):
+    pass
+times, state = 0, folder / "at random" / "training_state.json"
+dice = random.Random(int(sys.argv[3]))
+while times < 3:
+    before = state.stat().st_mtime_ns if state.exists() else None
+    child = run(folder / "at random")
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if state.exists() and state.stat().st_mtime_ns != before:  # it has got on by a step
+            time.sleep(dice.uniform(0, 0.2))
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    if not killed(child):
+        break
+    times += 1
+assert times < 3 or not killed(run(folder / "at random"))
+print(moments, times)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(corpus, tokenizer, tmp_path):
+    """SIGKILL, again and again: between the files of a checkpoint, and at random moments; bit for bit in float32."""
+    tokenizer.save_pretrained(tmp_path)
+    code = KILLED.replace("**CONFIG", f"**{CONFIG}")
+    command = [sys.executable, "-c", code, str(corpus), str(tmp_path), str(random.randrange(1000))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    moments, times = map(int, done.stdout.split())
+    assert moments == 5 and times >= 1
+    whole = read_tensors(tmp_path / "whole" / "training_state.21.safetensors")
+    for folder in ("at renames", "at random"):
+        again = read_tensors(tmp_path / folder / "training_state.21.safetensors")
+        assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+        logs = [[json.loads(line) | {"seconds": 0} for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+                for name in ("whole", folder)]
+        assert logs[0] == logs[1] and len(logs[0]) == 1
+        assert not [path for path in (tmp_path / folder).glob("training_state.*") if path.stat().st_size == 0]
+
+
+def whole_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "log.jsonl"}
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_path, monkeypatch):
     """Whichever of the files cannot be written, all of them stay as they were, and the run can be resumed."""
     run(corpus, tmp_path, tokenizer, steps=4)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"}
+    before = whole_files(tmp_path)
     write = checkpoint.save_file
 
     def full(tensors, path, metadata=None):
@@ -176,7 +337,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_pat
         patch.setattr(checkpoint, "save_file", full)
         with pytest.raises(OSError, match="not saved .*No space left"):
             run(corpus, tmp_path, tokenizer, steps=8, resume=True)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"} == before
+    assert whole_files(tmp_path) == before
     run(corpus, tmp_path, tokenizer, steps=8, resume=True)
     assert json.loads((tmp_path / "training_state.json").read_text())["step"] == 8
 
@@ -184,9 +345,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
 def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "vocab.txt")
+    main = "import sys; from bert_course import cli, pretraining; pretraining.bfloat16_speedup = lambda device: 0.0; "
     command = [
-        sys.executable, "-m", "bert_course", "pretrain", "--corpus", str(corpus), "--vocab", str(tmp_path / "vocab.txt"),
-        "--output", str(tmp_path / "run"), "--preset", "tiny", "--steps", "100000",
+        sys.executable, "-c", main + "sys.exit(cli.main())", "pretrain", "--corpus", str(corpus), "--vocab",
+        str(tmp_path / "vocab.txt"), "--output", str(tmp_path / "run"), "--preset", "tiny", "--steps", "100000",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log.jsonl"
@@ -199,7 +361,7 @@ def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
     state = json.loads((tmp_path / "run" / "training_state.json").read_text())
     assert state["step"] >= 20 and state["tokens"] > 20 * 300
     assert from_pretrained(BertForPreTraining, tmp_path / "run").config.hidden_size == 128
-    assert set(read_tensors(tmp_path / "run" / "optimizer.safetensors"))
+    assert (tmp_path / "run" / state["tensors"]).exists() and (tmp_path / "run" / "curves.png").exists()
 
 
 def test_a_run_is_never_overwritten(corpus, tokenizer, tmp_path):
@@ -237,6 +399,161 @@ def test_bad_input_is_refused(corpus, tokenizer, tmp_path):
         run(corpus, tmp_path / "e", tokenizer, phases=((1.0, 128, 0.15, 256),))
     with pytest.raises(ValueError, match="add up to 0.5"):
         Recipe(steps=1, phases=((0.5, 32, 0.15, 256),))
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda folder: (folder / "training_state.json").write_text("{"), "training_state.json is not JSON"),
+    (lambda folder: (folder / "training_state.json").write_text("{}"), "is damaged, or by an older version"),
+    (lambda folder: (folder / "training_state.2.safetensors").write_bytes(b"x" * 100), "not a whole safetensors file"),
+    (lambda folder: (folder / "training_state.2.safetensors").unlink(), "training_state.2.safetensors is missing"),
+])
+def test_a_damaged_training_state_is_named(corpus, tokenizer, tmp_path, damage, complaint):
+    run(corpus, tmp_path, tokenizer, steps=2)
+    damage(tmp_path)
+    with pytest.raises((ValueError, OSError), match=complaint):
+        run(corpus, tmp_path, tokenizer, steps=4, resume=True)
+
+
+def test_text_that_cannot_be_read_on_costs_no_step(corpus, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "SHARD", 64)
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes()[:60_000] + b"\xff" + corpus.read_bytes()[60_000:])
+    with pytest.raises(ValueError, match="text.txt cannot be read as UTF-8"):
+        run(text, tmp_path / "run", tokenizer, steps=1000)
+    state = json.loads((tmp_path / "run" / "training_state.json").read_text())
+    assert state["step"] > 20 and f"the checkpoint in {tmp_path / 'run'} is whole; go on with --resume" in capsys.readouterr().err
+    text.write_bytes(corpus.read_bytes())
+    run(text, tmp_path / "run", tokenizer, steps=state["step"] + 1, resume=True)
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+])
+def test_out_of_memory_says_what_fits_and_loses_nothing(corpus, tokenizer, tmp_path, monkeypatch, error):
+    """Memory for three rows, simulated; from the sixth step on."""
+    losses, calls = pretraining.Losses.forward, []
+
+    def small(self, batch):
+        calls.append(len(batch["input_ids"]))
+        if len(calls) > 5 and calls[-1] > 3:
+            raise error
+        return losses(self, batch)
+
+    monkeypatch.setattr(pretraining.Losses, "forward", small)
+    with pytest.raises(ValueError, match="with 8 rows of 32 tokens; 2 rows do fit: give --phases with batches of 64 tokens"):
+        run(corpus, tmp_path, tokenizer)
+    assert calls[-3:] == [8, 4, 2] and json.loads((tmp_path / "training_state.json").read_text())["step"] == len(calls) - 3
+
+
+def test_tensorboard_is_asked_for_and_named_if_it_is_missing(corpus, tokenizer, tmp_path, monkeypatch):
+    config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        pretrain(corpus, tmp_path / "a", tokenizer, config, recipe(), progress_bar=False, tensorboard=True)
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    pretrain(corpus, tmp_path / "b", tokenizer, config, recipe(), progress_bar=False, tensorboard=True)
+    names = "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "tokens_per_second"
+    assert written == [(tmp_path / "b" / "tensorboard", 1), *((name, 20) for name in names), "closed"]
+
+
+def test_the_bar_shows_losses_accuracies_speed_and_time_left(corpus, tokenizer, tmp_path, capsys):
+    pretrain(corpus, tmp_path, tokenizer, BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG), recipe())
+    shown = r"\d\d:\d\d<.*step 20, mlm loss \d.\d\d, nsp loss \d.\d\d, mlm accuracy 0.\d\d, nsp accuracy 0.\d\d, [\d,]+ tokens/s"
+    assert re.search(shown, capsys.readouterr().err)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+import torch
+from bert_course import pretraining
+from bert_course.config import BertConfig
+from bert_course.wordpiece import WordPieceTokenizer
+
+torch.set_num_threads(1)
+pretraining.bfloat16_speedup = lambda device: 0.0
+folder, rank = Path(sys.argv[1]), int(__import__("os").environ["RANK"])
+tokenizer = WordPieceTokenizer.from_pretrained(folder)
+cut, seen = pretraining.pair_batches, []
+
+def watched(documents, *args):
+    seen.extend(documents)
+    return cut(documents, *args)
+
+pretraining.pair_batches = watched
+config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
+for steps in (15, 40):  # resumed once
+    pretraining.pretrain(folder / "text.txt", folder / "run", tokenizer, config, pretraining.Recipe(**RECIPE | {"steps": steps}),
+                         resume=steps == 40, progress_bar=False)
+(folder / f"{rank}.json").write_text(json.dumps(seen))
+"""
+
+
+def test_two_processes_are_one_with_twice_the_batch(corpus, tokenizer, tmp_path):
+    """Under torchrun: the same losses as in a plain loop over both parts of the text, put together; no document read by both."""
+    settings = {"phases": ((1.0, 32, 0.15, 256),), "learning_rate": 5e-3, "warm_start": False, "warmup": 0.0, "save_every": 9.0}
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_bytes(corpus.read_bytes())
+    script = tmp_path / "script.py"
+    script.write_text(SHARED.replace("**CONFIG", f"**{CONFIG}").replace("RECIPE |", f"{settings} |"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    first, second = ({json.dumps(d) for d in json.loads((tmp_path / f"{rank}.json").read_text())} for rank in range(2))
+    assert first and second and not first & second
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG | {"hidden_dropout_prob": 0.0})
+    model = BertForPreTraining(pretraining.replace(config, initializer_range=config.hidden_size**-0.5))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), betas=(0.9, 0.98))
+    states = [{"step": 0, "epoch": 0, "chunk": rank, "batch": 0} for rank in range(2)]
+    r = Recipe(**settings | {"steps": 40})
+    parts = [pretraining.training_batches(corpus, tokenizer, r, state, lambda: 0.0, 2) for state in states]
+    losses = []
+    for step in range(40):
+        ready = []
+        for rank, (part, state) in enumerate(zip(parts, states)):
+            batch, rate = next(part)
+            torch.manual_seed(step + (rank << 40))
+            ready.append(pretraining.masked_batch(batch, tokenizer, rate, torch.default_generator))
+            state["batch"] += 1
+        width = max(batch["input_ids"].shape[1] for batch in ready)
+        both = {
+            name: torch.cat([torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in ready])
+            for name, fill in (("input_ids", tokenizer.pad_id), ("token_type_ids", 0), ("labels", -100))
+        }
+        both["attention_mask"] = (both["input_ids"] != tokenizer.pad_id).long()
+        both["next_sentence_label"] = torch.cat([b["next_sentence_label"] for b in ready])
+        for group in optimizer.param_groups:
+            # the first 15 steps were the whole of a shorter budget
+            group["lr"] = r.learning_rate * r.rate_factor(step / (15 if step < 15 else 40))
+        found = pretraining.pretraining_losses(model, both)
+        (found[0] + found[1]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append([x.item() for x in found])
+    for line, part in zip(log, (losses[:20], losses[20:]), strict=True):
+        means = torch.tensor(part).mean(0).tolist()
+        assert [line[name] for name in ("mlm_loss", "nsp_loss")] == pytest.approx(means[:2], abs=2e-4)
+        assert [line[name] for name in ("mlm_accuracy", "nsp_accuracy")] == pytest.approx(means[2:], abs=5e-3)
+    with pytest.raises(ValueError, match="was trained by 2 processes, these are 1"):
+        run(corpus, tmp_path / "run", tokenizer, resume=True)
 
 
 def test_the_checkpoint_is_ready_for_fine_tuning(corpus, tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 A stopped study goes on where it stopped; one of other data or settings is not mixed in.
 """
 
+from .benchmarks import study_benchmarks
 from .entities import marked, study_entities
 from .features import PARTS, only, study_features
 from .nsp import study_nsp

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from .. import baselines, corpora, data_path, finetuning, lesson, probes, tasks
+from .. import baselines, corpora, data_path, finetuning, lesson, plots, probes, tasks
 from ..baselines import elmo, gpt, rnn
 from ..checkpoint import from_pretrained
 from ..config import BertConfig
@@ -47,6 +47,9 @@ SIBLINGS = {
 }
 
 
+NAMES = {
+    "skipgram": "Word2Vec", "recurrent": "LSTM", "bilm": "ELMo", "causal": "GPT", "mlm": "BERT without NSP", "mlm+nsp": "BERT"
+}
 TRIED_RATES = {"skipgram": (0.025, 0.05, 0.1)} | dict.fromkeys(SIBLINGS, (1e-3, 2e-3, 4e-3))
 FINE_TUNING_RATES = (5e-4, 2e-3)
 SIBLING_PHASES = ((0.6, 32, 0.15, 1024), (0.4, 64, 0.15, 1024))  # of `Recipe`; small batches: the budget is small
@@ -89,6 +92,8 @@ def study_siblings(
         corpus: as `corpora.documents` reads it.
         tokens: read by each model, [CLS] and [SEP] counted. Word2Vec reads the same text, once, as all do.
         kinds: "recurrent", an LSTM language model, only if asked for: the forward half of ELMo is one.
+    Also draws the gaps into a PNG file beside `output`.
+
     Raises:
         ValueError: if `output` holds runs of other data or settings, or the corpus is too small.
     """
@@ -203,7 +208,20 @@ def study_siblings(
             model, run = train(kind, folder, tokens, best_rate(result["trials"], kind), seed)
             run |= word_vectors(*model) if kind == "skipgram" else network(kind, model, folder, seed)
             store(output, result, run | {"seconds": round(time.perf_counter() - started, 1)})
+    path = output.with_suffix(".png")
+    plots.grouped_bars(gap_shares(result["runs"]), "gaps filled (share)", result["most frequent word"], path)
     return result
+
+
+def gap_shares(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """For each side that is shown and each kind: the shares of gaps filled, a seed each."""
+    shares = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for side, share in run["gaps"].items():
+            shares["both sides" if side == "both" else f"{side} side only"][NAMES[run["kind"]]].append(share)
+        if "gaps sentence" in run:
+            shares["both sides"]["GPT, comparing 20 sentences"].append(run["gaps sentence"])
+    return shares
 
 
 def best_rate(trials: list[dict], kind: str) -> float:
@@ -241,6 +259,8 @@ def held_out_gaps(documents: list, tokenizer: WordPieceTokenizer, count: int = 1
         if words:
             i = rng.choice(words)
             found.append((list(sentence[:i]), sentence[i], list(sentence[i + 1 :])))
+    if not found:
+        raise ValueError("no sentence of the held-out text has 12 to 60 pieces and a whole word in the middle. Take more text.")
     return rng.sample(found, min(count, len(found)))
 
 
