@@ -104,7 +104,7 @@ def bfloat16_speedup(device: str) -> float:
     import torch
 
     def seconds(dtype):
-        x = torch.ones(1024, 1024, dtype=dtype, device=device)
+        x = torch.ones(512, 512, dtype=dtype, device=device)
         times = []
         for _ in range(4):  # the first is the warm-up
             start = time.perf_counter()
