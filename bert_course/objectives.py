@@ -102,7 +102,7 @@ def pair_batches(
     for i in range(0, len(pairs), size):
         rows = pairs[i : i + size]
         longest = max(len(a) + len(b) + (3 if b else 2) for a, b, _ in rows)
-        width = -(-longest // 16) * 16  # a multiple of 16 suits the matrix units
+        width = min(-(-longest // 16) * 16, length)  # a multiple of 16 suits the matrix units
         ids = torch.full((len(rows), width), tokenizer.pad_id)
         segments = torch.zeros_like(ids)
         for row, (a, b, _) in enumerate(rows):

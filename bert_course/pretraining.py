@@ -107,7 +107,7 @@ class Recipe:
         return max(0.0, min(progress / self.warmup if self.warmup else 1.0, (1 - progress) / (1 - self.warmup)))
 
 
-def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Path, chunks: int = 40) -> None:
+def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Path | Shards, chunks: int = 40) -> None:
     """Start where counting gets, in seconds, instead of on the plateau where a young BERT knows only how often words occur.
 
     In place, from the first `chunks` of the training text, for the model of any `Objective`:
@@ -191,7 +191,7 @@ def pretrain(
 
     Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one, with the stored
     config, to the weights that an uninterrupted run would have had. In the processes of `torchrun` each reads its own part of
-    the corpus, a batch a step, and the first one writes.
+    the corpus, a batch a step, and the first one writes; on several machines, to resume, all have to see the same `output`.
 
     Raises:
         ValueError: if the vocabulary does not fit the config, the corpus is too small or damaged, a batch does not fit in
@@ -284,9 +284,9 @@ def pretrain(
             if state["step"] % LOG_EVERY == 0:
                 line = {k: state[k] for k in ("step", "tokens", "seconds")} | {"length": ready["input_ids"].shape[1]}
                 line |= {name: sum(column) / len(column) for name, column in zip(losses, zip(*state["recent"]))}
-                state["recent"] = []
                 if processes.rank == 0:
                     log.write(line, done)
+                state["recent"] = []  # not before: on a full disk they are kept for the next line
             if stop:
                 break
             if state["seconds"] - saved > 60 * recipe.save_every:
@@ -330,7 +330,7 @@ def saving_on_errors(save: Callable | None, state: dict, output: Path) -> Iterat
             with suppress(OSError):
                 save()
         if (output / STATE).exists():
-            print(f"\nNothing is lost: the checkpoint in {output} is whole; go on with --resume.", file=sys.stderr)
+            print(f"\nThe checkpoint in {output} is whole; go on with --resume.", file=sys.stderr)
         raise
 
 
@@ -371,7 +371,7 @@ def training_batches(
     Of several processes each reads every `processes`th chunk, the first one that whose number is its rank.
     """
     while True:
-        something = state["chunk"] >= processes  # or this is the start of an epoch
+        something = state["chunk"] >= processes or state["batch"] > 0  # or this is the start of an epoch
         for chunk, documents in numbered_chunks(corpus, tokenizer, False, state["chunk"], processes):
             if chunk > state["chunk"]:  # one without text has been passed over
                 state |= {"chunk": chunk, "batch": 0}

@@ -109,6 +109,7 @@ class Shards:
         if self._next > number or not self._next:
             self._texts, self._next = corpora.documents(self.corpus), 0
         texts = itertools.islice(self._texts, (number - self._next) * SHARD, (number - self._next + 1) * SHARD)
+        self._next = 0  # after an error the text is read from its start again
         documents, sentences, tokens = [], [], []
         for document in tokenized(texts, self.tokenizer):
             sentences += map(len, document)

@@ -262,5 +262,19 @@ def test_a_full_disk_leaves_no_half_shard(text, tokenizer, tmp_path, monkeypatch
     assert len(list(Shards(text, tokenizer, tmp_path / "cache"))) == 100
 
 
+def test_a_text_that_broke_off_is_read_from_its_start_again(text, tokenizer, tmp_path, monkeypatch):
+    stored, whole = Shards(text, tokenizer, tmp_path / "cache"), corpora.documents
+
+    def broken(source):
+        yield from islice(whole(source), 40)
+        raise OSError("the line went dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "documents", broken)
+        with pytest.raises(OSError, match="went dead"):
+            list(stored)
+    assert len(list(stored)) == 100
+
+
 def full(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -184,11 +184,12 @@ def test_batches_are_what_the_model_reads(tokenizer):
             assert segments == [0] * (first + 1) + [1] * (end - first - 1) + [0] * (len(ids) - end)
 
 
+@pytest.mark.parametrize("length", [32, 40])
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm"])
-def test_a_full_row_is_as_long_as_the_phase_says(tokenizer, objective):
+def test_a_full_row_is_as_long_as_the_phase_says(tokenizer, objective, length):
     document = [[tokenizer.vocab["a"]] * 200]
-    batches = pair_batches([document, document], tokenizer, 32, 256, random.Random(0), objective)
-    assert max(batch["input_ids"].shape[1] for batch in batches) == 32
+    batches = pair_batches([document, document], tokenizer, length, 256, random.Random(0), objective)
+    assert max(batch["input_ids"].shape[1] for batch in batches) == length
 
 
 def recipe(**changes) -> Recipe:
@@ -229,6 +230,27 @@ def test_resume_goes_on_as_if_nothing_had_happened(corpus, tokenizer, tmp_path, 
         assert torch.equal(a, b[1]), name
     logs = [json.loads((tmp_path / folder / "log.jsonl").read_text()) for folder in ("whole", "parts")]
     assert logs[0] | {"seconds": 0} == logs[1] | {"seconds": 0}
+
+
+def test_a_run_stopped_at_the_end_of_its_only_chunk_goes_on_with_the_next_epoch(corpus, tokenizer, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(corpus.read_text().split("\n\n")[:20]))
+    [chunk] = pretraining.tokenized_chunks(text, tokenizer, held_out=False)
+    last, calls = len(pair_batches(chunk, tokenizer, 32, 256, random.Random("0 0 0"))), []
+    step = torch.optim.AdamW.step
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == last:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    run(text, tmp_path / "run", tokenizer, steps=last + 1)
+    [[epoch, chunk, batch, _]] = json.loads((tmp_path / "run" / "training_state.json").read_text())["positions"]
+    assert (epoch, chunk, batch) == (0, 0, last)
+    run(text, tmp_path / "run", tokenizer, steps=last + 1, resume=True)
+    assert len(calls) == last + 1
 
 
 # A process of its own, that forks one for each run: a fork is quick, and SIGKILL leaves it no last word.
@@ -342,6 +364,22 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_pat
     assert json.loads((tmp_path / "training_state.json").read_text())["step"] == 8
 
 
+def test_a_line_that_cannot_be_logged_is_part_of_the_next(corpus, tokenizer, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "whole", tokenizer, steps=40)
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.RunLog, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(corpus, tmp_path / "parts", tokenizer, steps=40)
+    run(corpus, tmp_path / "parts", tokenizer, steps=40, resume=True)
+    whole, parts = ([json.loads(line)["mlm_loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+                    for name in ("whole", "parts"))
+    assert parts == pytest.approx([sum(whole) / 2], abs=1e-4)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
 def test_ctrl_c_stops_cleanly(corpus, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "vocab.txt")
@@ -421,7 +459,7 @@ def test_text_that_cannot_be_read_on_costs_no_step(corpus, tokenizer, tmp_path, 
     with pytest.raises(ValueError, match="text.txt cannot be read as UTF-8"):
         run(text, tmp_path / "run", tokenizer, steps=1000)
     state = json.loads((tmp_path / "run" / "training_state.json").read_text())
-    assert state["step"] > 20 and f"the checkpoint in {tmp_path / 'run'} is whole; go on with --resume" in capsys.readouterr().err
+    assert state["step"] > 20 and f"The checkpoint in {tmp_path / 'run'} is whole; go on with --resume" in capsys.readouterr().err
     text.write_bytes(corpus.read_bytes())
     run(text, tmp_path / "run", tokenizer, steps=state["step"] + 1, resume=True)
 
