@@ -235,11 +235,11 @@ def learning_curves(curves: dict[str, Sequence[tuple[float, float, float]]], yla
     plt.show()
 
 
-def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, baseline: float, path=None) -> None:
+def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, baseline: tuple[str, float], path=None) -> None:
     """Bars side by side, {group: {bar: one value per seed}}: the height is the mean, the whisker from least to greatest.
 
     Args:
-        baseline: drawn as a dashed line.
+        baseline: name and height of a dashed line.
         path: of a PNG file to write; without it the figure is shown.
     """
     figure, axes = plt.subplots(figsize=(8, 3.6))
@@ -250,10 +250,10 @@ def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, bas
         mean, least, most = (np.array([f(v) for v in values]) for f in (np.mean, np.min, np.max))
         x = np.arange(len(groups)) + (number - (len(names) - 1) / 2) * width
         axes.bar(x, mean, 0.9 * width, yerr=[mean - least, most - mean], color=colour, capsize=2, label=name)
-    axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1)
+    axes.axhline(baseline[1], color="0.4", linestyle="--", linewidth=1, label=baseline[0])
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(ylabel)
-    axes.legend(frameon=False, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     if path is None:
         plt.show()
     else:

@@ -208,8 +208,8 @@ def study_siblings(
             model, run = train(kind, folder, tokens, best_rate(result["trials"], kind), seed)
             run |= word_vectors(*model) if kind == "skipgram" else network(kind, model, folder, seed)
             store(output, result, run | {"seconds": round(time.perf_counter() - started, 1)})
-    path = output.with_suffix(".png")
-    plots.grouped_bars(gap_shares(result["runs"]), "gaps filled (share)", result["most frequent word"], path)
+    baseline = ("the most frequent word", result["most frequent word"])
+    plots.grouped_bars(gap_shares(result["runs"]), "gaps filled (share)", baseline, output.with_suffix(".png"))
     return result
 
 
