@@ -158,7 +158,8 @@ def pretrain(args: argparse.Namespace) -> int:
     from bert_course.baselines import objectives, rnn
     from bert_course.config import BertConfig
     from bert_course.model import BertForPreTraining
-    from bert_course.pretraining import Recipe, pretrain, raw_documents
+    from bert_course.pretraining import Recipe, pretrain
+    from bert_course.shards import raw_documents
     from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
     skipgram = args.objective == "skipgram"

@@ -30,7 +30,7 @@ from .config import BertConfig
 from .doctor import bfloat16_speedup
 from .files import read_json, replacing
 from .model import BertAttention, BertEmbeddings, BertForPreTraining, parameter_groups
-from .objectives import (  # noqa: F401 (some for those who import them from here)
+from .objectives import (  # noqa: F401 (mask_tokens and sentence_pairs: lessons import them from here)
     OBJECTIVES,
     Objective,
     mask_tokens,
@@ -41,7 +41,7 @@ from .objectives import (  # noqa: F401 (some for those who import them from her
 )
 from .processes import Processes
 from .runlog import RunLog
-from .shards import HELD_OUT, Shards, numbered_chunks, raw_documents, split_sentences, tokenized_chunks  # noqa: F401
+from .shards import HELD_OUT, Shards, numbered_chunks, split_sentences, tokenized_chunks  # noqa: F401 (split_sentences: as above)
 from .wordpiece import WordPieceTokenizer
 
 LOG_EVERY = 20  # steps

@@ -550,7 +550,8 @@ def test_a_gap_is_a_whole_word_and_is_scored_from_the_sides_shown(corpus, tokeni
         return torch.eye(tokenizer.vocab_size)[answers[len(left)] if left else 0]
 
     one_of_each = [gap for gap in gaps if answers[len(gap[0])] == gap[1]]
-    assert one_of_each and siblings.filled(one_of_each, scores) == {"left": 1.0, "right": 0.0, "both": 1.0}
+    shares = {side: siblings.filled(one_of_each, scores, side) for side in siblings.SHOWN}
+    assert one_of_each and shares == {"left": 1.0, "right": 0.0, "both": 1.0}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 
 def objectives() -> dict:
     """All that `pretraining.pretrain` can train, BERT's own objectives first, by name: `pretraining.Objective`."""
-    from ..pretraining import OBJECTIVES
+    from ..objectives import OBJECTIVES
     from . import elmo, gpt, rnn
 
     return OBJECTIVES | {objective.name: objective for objective in (gpt.CAUSAL, rnn.RECURRENT, elmo.BILM)}

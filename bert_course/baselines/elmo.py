@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import BertConfig
 from ..model import BertPreTrainingHeads, Output, classifier_dropout, init_weights
-from ..pretraining import Objective
+from ..objectives import Objective
 from ..wordpiece import WordPieceTokenizer
 from .rnn import LSTMLayers, TokenEmbeddings, body_output, classified, next_tokens, scored
 

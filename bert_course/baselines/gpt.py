@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import BertConfig
 from ..model import BertModel, BertPreTrainingHeads, Output, classifier_dropout, init_weights
-from ..pretraining import Objective
+from ..objectives import Objective
 from ..wordpiece import WordPieceTokenizer
 from .rnn import classified, next_token_output, next_tokens, scored
 

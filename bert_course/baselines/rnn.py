@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..config import BertConfig
 from ..model import BertLMPredictionHead, BertPreTrainingHeads, Output, classifier_dropout, head_output, init_weights
-from ..pretraining import Objective
+from ..objectives import Objective
 from ..wordpiece import WordPieceTokenizer
 
 

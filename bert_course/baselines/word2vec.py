@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint import read_tensors, write_tensors
 from ..files import replacing
-from ..pretraining import tokenized_chunks
+from ..shards import tokenized_chunks
 from ..wordpiece import WordPieceTokenizer
 
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .. import finetuning, lesson, tasks
 from ..checkpoint import save_pretrained
-from ..pretraining import split_sentences
+from ..shards import split_sentences
 from ..wordpiece import WordPieceTokenizer
 from .siblings import read_wic
 from .store import fingerprint, opened, store

@@ -11,7 +11,9 @@ from tqdm.auto import tqdm
 from .. import corpora, data_path, finetuning, tasks
 from ..config import BertConfig
 from ..files import read_json
-from ..pretraining import OBJECTIVES, Recipe, pretrain, split_sentences
+from ..objectives import OBJECTIVES
+from ..pretraining import Recipe, pretrain
+from ..shards import split_sentences
 from ..wordpiece import train_wordpiece
 from .store import fingerprint, opened, store
 

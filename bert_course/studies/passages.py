@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from .. import data_path, finetuning, tasks
 from ..model import BertForQuestionAnswering
-from ..pretraining import split_sentences
+from ..shards import split_sentences
 from ..wordpiece import WordPieceTokenizer
 from .store import fingerprint, opened, store
 

@@ -24,7 +24,9 @@ from ..baselines import elmo, gpt, rnn
 from ..checkpoint import from_pretrained
 from ..config import BertConfig
 from ..model import BertForPreTraining, BertForSequenceClassification
-from ..pretraining import Objective, Recipe, pair_batches, pretrain, split_sentences
+from ..objectives import Objective, pair_batches
+from ..pretraining import Recipe, pretrain
+from ..shards import split_sentences
 from ..wordpiece import WordPieceTokenizer
 from .store import fingerprint, opened, store
 from .word2vec import without_word
@@ -147,19 +149,20 @@ def study_siblings(
         numbers = vectors.numel() + contexts.numel()
         run = {"parameters": numbers, "megabytes": round(4 * numbers / 1e6)}
         scores = partial(word2vec.gap_scores, vectors, contexts)
-        run |= {"gaps": filled(asked, scores), "cloze": margins(scores)}
+        run |= {"gaps": {side: filled(asked, scores, side) for side in SHOWN}, "cloze": margins(scores)}
         return run | questions(lambda rows: means(map(without_word, rows)), means)
 
     def network(kind: str, model: torch.nn.Module, folder: Path, seed: int) -> dict:
         sibling = SIBLINGS[kind]
         run = {"parameters": sum(p.numel() for p in model.parameters())} | cost(model, objectives[kind], tokenizer)
         scores = partial(sibling.gap_scores, model, tokenizer)
-        run |= {"curve": curve(folder / "log.jsonl"), "gaps": filled(asked, scores), "cloze": margins(scores)}
+        by_side = dict.fromkeys(SHOWN, scores)
+        run |= {"curve": curve(folder / "log.jsonl"), "cloze": margins(scores)}
         if kind == "bilm":
-            sides = {side: partial(elmo.gap_scores, model, tokenizer, sides=side) for side in ("left", "right")}
-            run |= {f"cloze {side}": margins(one) for side, one in sides.items()}
-            run["gaps"] = {side: filled(asked, one)[side] for side, one in sides.items()}
-            run["gaps"]["both"] = filled(asked, lambda left, right: scores(left, right) - frequency)["both"]
+            halves = {side: partial(elmo.gap_scores, model, tokenizer, sides=side) for side in ("left", "right")}
+            run |= {f"cloze {side}": margins(half) for side, half in halves.items()}
+            by_side = halves | {"both": lambda left, right: scores(left, right) - frequency}
+        run["gaps"] = {side: filled(asked, one, side) for side, one in by_side.items()}
         if kind == "causal":
             run |= sentences(model, scores)
         body = getattr(model, sibling.body)
@@ -264,11 +267,13 @@ def held_out_gaps(documents: list, tokenizer: WordPieceTokenizer, count: int = 1
     return rng.sample(found, min(count, len(found)))
 
 
-def filled(asked: list[tuple[list[int], int, list[int]]], scores: Callable) -> dict[str, float]:
-    """Share of gaps in which the right piece has the highest of `scores(left, right)` (V,), by the sides that are shown."""
-    shown = {"left": lambda left, right: (left, []), "right": lambda left, right: ([], right), "both": lambda *sides: sides}
-    right = {name: [int(scores(*cut(a, b)).argmax()) == piece for a, piece, b in asked] for name, cut in shown.items()}
-    return {name: round(float(np.mean(answers)), 4) for name, answers in right.items()}
+SHOWN = {"left": lambda left, right: (left, []), "right": lambda left, right: ([], right), "both": lambda *sides: sides}
+
+
+def filled(asked: list[tuple[list[int], int, list[int]]], scores: Callable, side: str) -> float:
+    """Share of gaps in which the right piece has the highest of `scores(left, right)` (V,), when a side of `SHOWN` is shown."""
+    answers = [int(scores(*SHOWN[side](left, right)).argmax()) == piece for left, piece, right in asked]
+    return round(float(np.mean(answers)), 4)
 
 
 def curve(log: Path, points: int = 40) -> dict[str, list]:

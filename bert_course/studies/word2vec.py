@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from .. import data_path, probes, tasks
 from ..checkpoint import from_pretrained
 from ..model import BertForPreTraining
-from ..pretraining import raw_documents
+from ..shards import raw_documents
 from ..wordpiece import WordPieceTokenizer
 from .store import fingerprint, opened, store
 
