@@ -1,7 +1,9 @@
 """Raw text: documents and paragraphs as they stand in the files, and a damaged file named instead of a traceback; and the same
 as token ids on disk."""
 
+import ast
 import errno
+import gc
 import gzip
 import json
 import lzma
@@ -9,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import typing
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -87,6 +90,35 @@ def test_docstrings_are_the_prose_of_a_librarys_own_files(library):
     (library / "tests" / "b.py").write_text(f'"""{prose} And more words of a test."""')
     (library / "broken.py").write_text("def f(:")
     assert list(corpora.docstrings()) == [prose]
+
+
+def test_docstrings_are_found_wherever_a_definition_may_stand(library):
+    """In the order of `ast.walk`, which looks at every node."""
+    code = Path(typing.__file__).read_text() + """
+match 0:
+    case 0:
+        async def deep():
+            "This docstring stands below a case of a match statement."
+try:
+    with open("a"):
+        class A:
+            "This docstring stands below a try and a with statement."
+except* OSError:
+    def b():
+        "This docstring stands below an except of a try statement."
+else:
+    for i in range(2):
+        def c(): "This docstring stands below an else of a try statement."
+finally:
+    while 0:
+        def d(): "This docstring stands below a finally and a while."
+"""
+    (library / "a.py").write_text(code)
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    assert [ast.get_docstring(node) for node in corpora._documented(library / "a.py")] == found
+    assert sum("This docstring stands below" in (text or "") for text in found) == 5
+    assert gc.isenabled()
 
 
 def test_a_librarys_bad_escapes_are_its_own_concern(library):
