@@ -5,9 +5,11 @@ length (so that next to nothing is padding) and masked (`objectives`). All rando
 (seed, step), so that a resumed run sees what the uninterrupted one would have seen.
 """
 
+import ctypes
 import itertools
 import json
 import os
+import platform
 import random
 import signal
 import sys
@@ -48,6 +50,7 @@ LOG_EVERY = 20  # steps
 STATE = "training_state.json"
 COPIES = 10  # of the text, each masked in its own way, with static masking
 POSITION = ("epoch", "chunk", "batch", "phase_at")  # of a process in its part of the text
+KEPT = ("corpus", "objective", "phases", "masking", "whole_words", "seed")  # settings that a resumed run cannot change
 
 Phase = tuple[float, int, float, int]  # share of the budget, sequence length, mask rate, tokens in a batch
 
@@ -161,10 +164,15 @@ def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Pa
                 part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
-def check(output: Path, tokenizer: WordPieceTokenizer, config: BertConfig, recipe: Recipe, resume: bool) -> None:
+def check(output: Path, tokenizer: WordPieceTokenizer, config: BertConfig, recipe: Recipe, settings: dict, resume: bool) -> None:
     """Raises what `pretrain` says."""
     if resume and not (output / STATE).exists():
         raise ValueError(f"{output} holds no run to resume (no {STATE}).")
+    if resume:
+        stored, ours = read_json(output / STATE).get("recipe", {}), json.loads(json.dumps(settings))
+        for name in KEPT:
+            if name in stored and stored[name] != ours[name]:
+                raise ValueError(f"{output} holds a run with {name} {stored[name]}, not {ours[name]}; resume with the same.")
     killed = any(output.glob(f"{STATE}.*"))  # while it wrote its first checkpoint: there is nothing to lose
     if not resume and ((output / STATE).exists() or (output / "model.safetensors").exists() and not killed):
         raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
@@ -172,6 +180,19 @@ def check(output: Path, tokenizer: WordPieceTokenizer, config: BertConfig, recip
         raise ValueError(f"the vocabulary has {tokenizer.vocab_size} pieces, the config only {config.vocab_size}.")
     if (longest := max(phase[1] for phase in recipe.phases)) > config.max_position_embeddings:
         raise ValueError(f"a phase has sequence length {longest}, the model positions for {config.max_position_embeddings}.")
+
+
+def keep_freed_memory() -> None:
+    """glibc then keeps what a step frees for the next one, instead of giving it back to the system and asking for it again,
+    page by page. For the whole process, as the environment variables MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and
+    MALLOC_TOP_PAD_ would. Does nothing with any other C library.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for mmap_threshold in (2**25, 2**30):  # older versions refuse the second
+            mallopt(-3, mmap_threshold)
+        mallopt(-1, 2**31 - 1)  # trim threshold
+        mallopt(-2, 2**28)  # top pad
 
 
 def pretrain(
@@ -195,18 +216,21 @@ def pretrain(
 
     Raises:
         ValueError: if the vocabulary does not fit the config, the corpus is too small or damaged, a batch does not fit in
-            memory, or there is nothing to resume.
+            memory, or there is nothing to resume, or a run with other settings.
         FileExistsError: if `output` already holds a run and `resume` is False.
         OSError: if something cannot be read or written. What was there before is unchanged.
     """
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
-    check(output, tokenizer, config, recipe, resume)
+    settings = asdict(recipe) | {"objective": objective.name, "corpus": Path(corpus).name if Path(corpus).exists() else corpus}
+    check(output, tokenizer, config, recipe, settings, resume)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     output.mkdir(parents=True, exist_ok=True)
     text = Shards(corpus, tokenizer, cache or output / "tokens")
     if processes.count > 1:  # one process a machine tokenizes for all there
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             text.complete()
-        processes.sum([0])  # the others wait here
+        processes.wait()
     torch.manual_seed(recipe.seed)
     dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
     if resume:
@@ -241,8 +265,7 @@ def pretrain(
     def save():
         positions = processes.gather([state[name] for name in POSITION])
         if processes.rank == 0:
-            settings = {"recipe": asdict(recipe) | {"objective": objective.name}, "positions": positions}
-            save_state(output, model, optimizer, state | settings)
+            save_state(output, model, optimizer, state | {"recipe": settings, "positions": positions})
             log.draw()
 
     def backward(batch: dict) -> dict[str, Tensor]:
@@ -297,7 +320,7 @@ def pretrain(
         log.close()
         if stopping:
             print(f"\nstopped at step {state['step']}; checkpoint in {output}, go on with --resume")
-    processes.leave()
+    processes.wait()  # what the first one writes is then written
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """The processes of `torchrun` or `accelerate launch`; one process alone is a group of one."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Processes:
         if count > 1 and not dist.is_initialized():
             backend = "nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=12))  # they wait while one tokenizes
+            atexit.register(dist.destroy_process_group)  # not before: a second group would meet at the first one's addresses
         return cls(rank, count, torch.device(device))
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
@@ -40,8 +42,7 @@ class Processes:
         """Each number summed over the processes."""
         return [sum(column) for column in zip(*self.gather(values))]
 
-    def leave(self) -> None:
-        """When all have come here: what the first one writes is then written."""
+    def wait(self) -> None:
+        """Until all have come here."""
         if self.count > 1:
             dist.barrier()
-            dist.destroy_process_group()

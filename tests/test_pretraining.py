@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import re
 import signal
@@ -253,6 +254,22 @@ def test_a_run_stopped_at_the_end_of_its_only_chunk_goes_on_with_the_next_epoch(
     assert len(calls) == last + 1
 
 
+@pytest.mark.parametrize("changed, named", [
+    ({"objective": "mlm"}, "objective mlm\\+nsp, not mlm"),
+    ({"phases": ((1.0, 32, 0.3, 256),)}, r"phases \[\[1.0, 32, 0.15, 256\]\], not \[\[1.0, 32, 0.3, 256\]\]"),
+    ({"masking": "static"}, "masking dynamic, not static"),
+    ({"whole_words": True}, "whole_words False, not True"),
+    ({"seed": 1}, "seed 0, not 1"),
+    ({"corpus": "docstrings"}, "corpus .*text.txt, not docstrings"),
+])
+def test_a_run_is_resumed_with_its_own_settings(corpus, tokenizer, tmp_path, changed, named):
+    run(corpus, tmp_path, tokenizer, steps=1)
+    before = whole_files(tmp_path)
+    with pytest.raises(ValueError, match=f"holds a run with {named}; resume with the same"):
+        run(changed.pop("corpus", corpus), tmp_path, tokenizer, steps=2, resume=True, **changed)
+    assert whole_files(tmp_path) == before
+
+
 # A process of its own, that forks one for each run: a fork is quick, and SIGKILL leaves it no last word.
 KILLED = """
 import os, random, signal, sys, time
@@ -362,6 +379,28 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_pat
     assert whole_files(tmp_path) == before
     run(corpus, tmp_path, tokenizer, steps=8, resume=True)
     assert json.loads((tmp_path / "training_state.json").read_text())["step"] == 8
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    """Page faults for ten tensors of 48 MB, one after the other: every page each time, then none."""
+    code = """
+import resource, torch
+from bert_course.pretraining import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+    given_back, kept = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert given_back > 50 * (kept + 1)
 
 
 def test_a_line_that_cannot_be_logged_is_part_of_the_next(corpus, tokenizer, tmp_path, monkeypatch):
@@ -569,13 +608,13 @@ def test_two_processes_are_one_with_twice_the_batch(corpus, tokenizer, tmp_path)
             batch, rate = next(part)
             torch.manual_seed(step + (rank << 40))
             ready.append(pretraining.masked_batch(batch, tokenizer, rate, torch.default_generator))
+            ready[-1]["attention_mask"] = (batch["input_ids"] != tokenizer.pad_id).long()  # before masking put any [PAD] in
             state["batch"] += 1
         width = max(batch["input_ids"].shape[1] for batch in ready)
         both = {
             name: torch.cat([torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in ready])
-            for name, fill in (("input_ids", tokenizer.pad_id), ("token_type_ids", 0), ("labels", -100))
+            for name, fill in (("input_ids", tokenizer.pad_id), ("token_type_ids", 0), ("labels", -100), ("attention_mask", 0))
         }
-        both["attention_mask"] = (both["input_ids"] != tokenizer.pad_id).long()
         both["next_sentence_label"] = torch.cat([b["next_sentence_label"] for b in ready])
         for group in optimizer.param_groups:
             # the first 15 steps were the whole of a shorter budget
@@ -591,7 +630,7 @@ def test_two_processes_are_one_with_twice_the_batch(corpus, tokenizer, tmp_path)
         assert [line[name] for name in ("mlm_loss", "nsp_loss")] == pytest.approx(means[:2], abs=2e-4)
         assert [line[name] for name in ("mlm_accuracy", "nsp_accuracy")] == pytest.approx(means[2:], abs=5e-3)
     with pytest.raises(ValueError, match="was trained by 2 processes, these are 1"):
-        run(corpus, tmp_path / "run", tokenizer, resume=True)
+        run(tmp_path / "text.txt", tmp_path / "run", tokenizer, resume=True)
 
 
 def test_the_checkpoint_is_ready_for_fine_tuning(corpus, tokenizer, tmp_path):
