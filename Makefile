@@ -4,7 +4,7 @@ BIN = .venv/bin
 LAB = $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 LAB_SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: lab test test-gpu notebooks clean
+.PHONY: lab test test-gpu bench notebooks clean
 
 lab: .venv/installed
 	$(LAB) $(ARGS)
@@ -16,6 +16,10 @@ test: .venv/installed
 
 test-gpu: .venv/installed
 	BERT_COURSE_DEVICE=cuda $(BIN)/python -m pytest notebooks
+
+# On a machine that does nothing else.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 notebooks: .venv/installed
 	$(BIN)/bert-course stamp
