@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_course import cli, finetuning
+from bert_course import cli, data_path, finetuning
 from bert_course.checkpoint import save_pretrained
 from bert_course.config import BertConfig
 from bert_course.inputs import batch, encode
@@ -279,3 +279,20 @@ def test_the_command_prints_means_and_ranges(folder, checkpoint, quick, tmp_path
 def test_options_that_do_nothing_are_refused(options, problem, capsys):
     assert cli.main(["evaluate", *options]) == 1
     assert problem in capsys.readouterr().err
+
+
+# ---- what is stored
+
+
+def test_the_card_shows_the_table_of_the_stored_runs():
+    result = json.loads((data_path("studies") / "benchmarks.json").read_text(encoding="utf-8"))
+    assert benchmarks.table(result) in (data_path("bert-course-mini") / "README.md").read_text(encoding="utf-8")
+
+
+def test_our_code_and_transformers_agree_on_the_stored_benchmarks():
+    runs = json.loads((data_path("studies") / "benchmarks.json").read_text(encoding="utf-8"))["runs"]
+    scores = {(run["benchmark"], run["seed"], run["kind"]): run["scores"] for run in runs}
+    others = {run[:2]: found for run, found in scores.items() if run[2] == "transformers"}
+    assert len(others) >= 4
+    for (name, seed), theirs in others.items():
+        assert scores[name, seed, "pretrained"] == pytest.approx(theirs, abs=0.01)
