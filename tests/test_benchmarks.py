@@ -215,8 +215,7 @@ def test_every_benchmark_has_every_kind_and_no_text_is_kept(folder, checkpoint, 
 
 
 def test_a_stopped_study_goes_on_where_it_stopped(folder, checkpoint, quick, tmp_path, trained, monkeypatch, capsys):
-    for name in set(BENCHMARKS) - {"SST-2, 1,000 examples", "MRPC"}:
-        monkeypatch.delitem(BENCHMARKS, name)
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", {name: BENCHMARKS[name] for name in ("SST-2, 1,000 examples", "MRPC")})
     output = tmp_path / "s.json"
     benchmarks.study_benchmarks(output, 1, folder, checkpoint)
     assert trained == [("sentiment", 0)] * 3 + [("paraphrase", 0)] * 3
@@ -227,7 +226,7 @@ def test_a_stopped_study_goes_on_where_it_stopped(folder, checkpoint, quick, tmp
     assert result["runs"][: len(first)] == first
     bags = [(run["benchmark"], run["seed"]) for run in result["runs"] if run["kind"] == "bag of words"]
     assert bags == [("SST-2, 1,000 examples", 0), ("MRPC", 0), ("SST-2, 1,000 examples", 1)]  # the sample differs; MRPC's is all
-    monkeypatch.setitem(BENCHMARKS, "MRPC", replace(BENCHMARKS["MRPC"], epochs=2))
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "MRPC", replace(BENCHMARKS["MRPC"], epochs=2))
     with pytest.raises(ValueError, match="MRPC was made with other data or settings"):
         benchmarks.study_benchmarks(output, 2, folder, checkpoint)
     (folder / "mrpc" / "test.tsv").unlink()
@@ -256,8 +255,7 @@ def test_both_paths_learn_the_same(folder, checkpoint, tokenizer):
 
 
 def test_the_command_prints_means_and_ranges(folder, checkpoint, quick, tmp_path, monkeypatch, capsys):
-    for name in set(BENCHMARKS) - {"SST-2, 1,000 examples", "MRPC"}:
-        monkeypatch.delitem(BENCHMARKS, name)
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", {name: BENCHMARKS[name] for name in ("SST-2, 1,000 examples", "MRPC")})
     output = tmp_path / "s.json"
     command = ["evaluate", "--model", str(checkpoint), "--tasks", str(folder), "--seeds", "2", "--output", str(output)]
     assert cli.main(command) == 0
