@@ -1,16 +1,16 @@
-"""The fast path of pretraining: the scores of `BertForPreTraining`, without the work that no loss asks for.
+"""The fast path of pretraining and of classification: the scores of `model.py`, without the work that nothing asks for.
 
 `model.py` is the reference, and these are its parameters. `tests/test_fast.py` compares scores, losses and gradients.
 
-The losses look at [CLS] and at the tokens to be predicted; five in six tokens are neither. In the last layer all tokens are
-heard, but only those listen: queries, projection, feed-forward block and vocabulary are computed for them alone.
+What pretraining looks at is [CLS] and the tokens to be predicted; five in six tokens are neither. In the last layer all tokens
+are heard, but only those listen: queries, projection, feed-forward block and vocabulary are computed for them alone. A
+classifier looks at [CLS].
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .model import BertForPreTraining, BertSelfAttention
+from .model import BertForPreTraining, BertForSequenceClassification, BertSelfAttention
 
 
 def pretraining_logits(
@@ -22,11 +22,10 @@ def pretraining_logits(
         predicted: (B, S) bool, True at the N tokens to be predicted. The others are as for `BertModel`; attention_mask (B, S).
     Returns:
         (N, V) scores of the word pieces, row after row, and (B, 2) scores for next sentence prediction.
+    Raises:
+        ValueError: as `BertModel` does.
     """
-    hidden = model.bert.embeddings(input_ids, token_type_ids)  # (B, S, D)
-    mask = None
-    if attention_mask is not None:
-        mask = (1 - attention_mask[:, None, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min  # (B, 1, 1, S)
+    hidden, mask = model.bert.embed(input_ids, attention_mask, token_type_ids)  # (B, S, D), (B, 1, 1, S)
     explicit = hidden.device.type == "cpu"  # there the fused attention has the slower backward pass
     *layers, last = model.bert.encoder.layer
     for layer in layers:
@@ -47,6 +46,28 @@ def pretraining_logits(
     return model.cls.predictions(select(hidden, predicted[wanted])), model.cls.seq_relationship(pooled)
 
 
+def classification_logits(
+    model: BertForSequenceClassification, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+) -> Tensor:
+    """What `model` says in evaluation mode. In training, dropout would draw other numbers than `model` does.
+
+    Args:
+        attention_mask: (B, S) or None. The others are as for `BertModel`.
+    Returns:
+        (B, labels) scores.
+    Raises:
+        ValueError: as `BertModel` does.
+    """
+    hidden, mask = model.bert.embed(input_ids, attention_mask, token_type_ids)  # (B, S, D), (B, 1, 1, S)
+    *layers, last = model.bert.encoder.layer
+    for layer in layers:
+        hidden, _ = layer(hidden, mask, False)
+    first = hidden[:, :1]  # [CLS]
+    first = last.attention.output(attention(last.attention.self, first, hidden, mask, False), first)
+    first = last.output(last.intermediate(first), first)
+    return model.classifier(model.bert.pooler(first))
+
+
 def select(x: Tensor, chosen: Tensor) -> Tensor:
     """`x[chosen.flatten()]` for x (M, D) and M bools, with a backward pass that adds whole rows, not number by number."""
     return x.index_select(0, chosen.flatten().nonzero()[:, 0])
@@ -54,13 +75,5 @@ def select(x: Tensor, chosen: Tensor) -> Tensor:
 
 def attention(block: BertSelfAttention, listening: Tensor, heard: Tensor, mask: Tensor | None, explicit: bool) -> Tensor:
     """`block` with queries of the tokens `listening` (B, Q, D), keys and values of those `heard` (B, S, D); to (B, Q, D)."""
-    projected = block.query(listening), block.key(heard), block.value(heard)
-    q, k, v = map(block.split_heads, projected)  # (B, H, Q, W), 2 x (B, H, S, W)
-    dropout = block.dropout if block.training else 0.0
-    if explicit:
-        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, Q, S)
-        weights = (scores if mask is None else scores + mask.to(scores.dtype)).softmax(-1)
-        context = F.dropout(weights, dropout) @ v
-    else:
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return context.transpose(1, 2).flatten(2)  # (B, H, Q, W) -> (B, Q, D)
+    context, _ = block.attend(block.query(listening), block.key(heard), block.value(heard), mask, explicit)
+    return context

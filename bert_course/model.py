@@ -56,16 +56,22 @@ class BertSelfAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, hidden: Tensor, mask: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-        q, k, v = (self.split_heads(proj(hidden)) for proj in (self.query, self.key, self.value))  # 3 x (B, H, S, W)
+        return self.attend(self.query(hidden), self.key(hidden), self.value(hidden), mask, need_weights)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens of `query` (B, Q, D) listen to those of `key` and `value` (B, S, D); in `forward` all to all."""
+        q, k, v = map(self.split_heads, (query, key, value))  # (B, H, Q, W), 2 x (B, H, S, W)
         dropout = self.dropout if self.training else 0.0
         if need_weights:  # the formula, step by step; the other branch is the same in one fused operation
-            scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, S, S)
+            scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, Q, S)
             weights = (scores if mask is None else scores + mask.to(scores.dtype)).softmax(-1)
             context = F.dropout(weights, dropout) @ v
         else:
             weights = None
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, S, W)
-        return context.transpose(1, 2).flatten(2), weights  # (B, H, S, W) -> (B, S, D)
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, Q, W)
+        return context.transpose(1, 2).flatten(2), weights  # (B, H, Q, W) -> (B, Q, D)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, W)
@@ -181,6 +187,22 @@ class BertModel(nn.Module):
         Raises:
             ValueError: if the input is longer than the position table or an id is not in the vocabulary.
         """
+        hidden, mask = self.embed(input_ids, attention_mask, token_type_ids)
+        states, attentions = self.encoder(hidden, mask, output_attentions)
+        output = Output(last_hidden_state=states[-1])
+        if self.pooler is not None:
+            output["pooler_output"] = self.pooler(states[-1])
+        if output_hidden_states:
+            output["hidden_states"] = tuple(states)
+        if output_attentions:
+            output["attentions"] = tuple(attentions)
+        return output
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the first layer reads: vectors (B, S, D), and the mask as numbers that are added to the scores, (B, 1, 1, S) or
+        (B, 1, S, S), or None if there is none. Arguments and errors are those of `forward`."""
         config = self.config
         if input_ids.shape[1] > config.max_position_embeddings:
             raise ValueError(
@@ -199,15 +221,7 @@ class BertModel(nn.Module):
         if attention_mask is not None:  # 1 and 0 -> 0 and the most negative number, (B, 1, 1, S) or (B, 1, S, S)
             allowed = attention_mask if attention_mask.dim() == 3 else attention_mask[:, None, :]
             mask = (1 - allowed[:, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
-        states, attentions = self.encoder(hidden, mask, output_attentions)
-        output = Output(last_hidden_state=states[-1])
-        if self.pooler is not None:
-            output["pooler_output"] = self.pooler(states[-1])
-        if output_hidden_states:
-            output["hidden_states"] = tuple(states)
-        if output_attentions:
-            output["attentions"] = tuple(attentions)
-        return output
+        return hidden, mask
 
 
 class BertPredictionHeadTransform(nn.Module):

@@ -1,4 +1,4 @@
-"""The fast path of pretraining against `model.py`."""
+"""The fast path against `model.py`."""
 
 import random
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from test_model import random_batch, random_config
 from torch.testing import assert_close
 
-from bert_course.fast import attention, pretraining_logits
-from bert_course.model import BertForPreTraining
+from bert_course.fast import attention, classification_logits, pretraining_logits
+from bert_course.model import BertForPreTraining, BertForSequenceClassification
 from bert_course.objectives import pretraining_losses
 
 
@@ -38,6 +38,19 @@ def test_equals_the_reference(seed):
     if seed % 2:
         batch["labels"][1:, :2] = -100
     assert_close(logits_and_gradients(model, batch, True), logits_and_gradients(model, batch, False), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_classifier_says_the_same(seed):
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    config = random_config(rng)
+    model = BertForSequenceClassification(config).double().eval()
+    batch = random_batch(config, "BertForSequenceClassification", rng)
+    given = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")]
+    assert_close(classification_logits(model, *given), model(*given).logits, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="outside the model's vocabulary"):
+        classification_logits(model, torch.tensor([[config.vocab_size]]), None, None)
 
 
 def test_drops_what_the_reference_drops(monkeypatch):

@@ -45,6 +45,12 @@ def test_the_bi_encoder_reads_each_sentence_as_if_it_were_alone(bi_encoder, toke
         torch.testing.assert_close(bi_encoder.classifier(torch.cat([u, v, (u - v).abs()])), logits)
 
 
+def test_the_bi_encoder_answers_for_pairs_of_equal_length_too(bi_encoder, tokenizer):
+    row = {"text": PAIRS[0][0], "text_pair": PAIRS[0][1]}
+    one, two = (finetuning.predict("paraphrase", bi_encoder, tokenizer, rows) for rows in ([row], [row, row]))
+    assert one.shape == (1, 2) and (abs(two - one) < 1e-5).all()
+
+
 def test_the_bi_encoder_is_fine_tuned_as_any_model(bi_encoder, tokenizer):
     before = bi_encoder.classifier.weight.clone()
     [epoch] = finetuning.fine_tune("paraphrase", bi_encoder, tokenizer, rows(), rows(), epochs=1, learning_rate=1e-2)
