@@ -4,6 +4,7 @@ section 3.1 and appendix A). From documents of token ids to pairs, batches, mask
 
 import itertools
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,8 +35,9 @@ def sentence_pairs(
     """Pairs for next sentence prediction (appendix A.2; google-research/bert create_pretraining_data.py).
 
     Sentences are gathered up to `max_tokens` (for one pair in ten, a random shorter length) and cut in two at random. For
-    half of the pairs the second part is replaced by text from another document. A sentence too long to leave room for a
-    second part is first cut into pieces: without this, short sequences would nearly always get a random second half.
+    half of the pairs the second part is replaced by whole sentences of another document, about as many tokens, so that neither
+    its length nor its end gives the label away. (As in the original, it may open its document; a true second part never
+    does.) A sentence too long to leave room for a second part is first cut into even pieces.
 
     Args:
         documents: for each document its sentences, for each sentence its token ids.
@@ -48,13 +50,16 @@ def sentence_pairs(
     if len(documents) < 2:
         raise ValueError("next sentence prediction needs at least two documents.")
     most = max(1, max_tokens // 4)
-    documents = [[s[i : i + most] for s in document for i in range(0, len(s), most)] for document in documents]
+    documents = [
+        [s[len(s) * i // n : len(s) * (i + 1) // n] for s in document for n in [-(-len(s) // most)] for i in range(n)]  # n parts
+        for document in documents
+    ]
     for number, document in enumerate(documents):
         start = 0
         while start < len(document):
             target = rng.randint(2, max_tokens) if rng.random() < short else max_tokens
             end, length = start, 0
-            while end < len(document) and length < target:
+            while end < len(document) and (length < target or end - start < 2):
                 length += len(document[end])
                 end += 1
             cut = rng.randint(start + 1, end - 1) if end - start > 1 else end
@@ -63,8 +68,14 @@ def sentence_pairs(
             if is_random:
                 other = rng.randrange(len(documents) - 1)
                 other = documents[other + (other >= number)]
-                first = rng.randrange(len(other))
-                b = list(itertools.islice((t for s in other[first:] for t in s), max(1, target - len(a))))
+                room = max(1, (target if cut == end else min(target, length)) - len(a))  # as for the true second part
+                left = list(itertools.accumulate(map(len, reversed(other))))  # tokens from a sentence on, the last one's first
+                latest = max(0, len(other) - 1 - bisect_left(left, room))  # where enough is left to fill the room
+                b = []
+                for sentence in other[rng.randint(0, latest) :]:
+                    if len(b) >= room:
+                        break
+                    b += sentence
                 start = cut  # the unused sentences open the next pair
             else:
                 b = [t for s in document[cut:end] for t in s]
@@ -194,11 +205,17 @@ def pretraining_losses(model: BertForPreTraining, batch: dict) -> tuple[Tensor, 
     )
 
 
-def named_losses(model: BertForPreTraining, batch: dict) -> dict[str, Tensor]:
+def both_losses(model: BertForPreTraining, batch: dict) -> dict[str, Tensor]:
     return dict(zip(("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"), pretraining_losses(model, batch)))
 
 
+def mlm_losses(model: BertForPreTraining, batch: dict) -> dict[str, Tensor]:
+    """Pooler and NSP head get a gradient of zero: optimizer and `DistributedDataParallel` expect one of every parameter."""
+    mlm, nsp, right, _ = pretraining_losses(model, batch)
+    return {"mlm_loss": mlm + 0 * nsp, "mlm_accuracy": right}
+
+
 OBJECTIVES = {
-    name: Objective(name, BertForPreTraining, masked_batch, named_losses, {"mlm_loss": 1.0, "nsp_loss": nsp})
-    for name, nsp in (("mlm+nsp", 1.0), ("mlm", 0.0))
+    "mlm+nsp": Objective("mlm+nsp", BertForPreTraining, masked_batch, both_losses, {"mlm_loss": 1.0, "nsp_loss": 1.0}),
+    "mlm": Objective("mlm", BertForPreTraining, masked_batch, mlm_losses, {"mlm_loss": 1.0}),
 }

@@ -164,8 +164,21 @@ def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Pa
                 part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
-def check(output: Path, tokenizer: WordPieceTokenizer, config: BertConfig, recipe: Recipe, settings: dict, resume: bool) -> None:
+def check(
+    output: Path,
+    tokenizer: WordPieceTokenizer,
+    config: BertConfig,
+    recipe: Recipe,
+    settings: dict,
+    resume: bool,
+    tensorboard: bool,
+) -> None:
     """Raises what `pretrain` says."""
+    if tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise ValueError("TensorBoard is not installed here: pip install tensorboard, or do without.") from None
     if resume and not (output / STATE).exists():
         raise ValueError(f"{output} holds no run to resume (no {STATE}).")
     if resume:
@@ -195,6 +208,21 @@ def keep_freed_memory() -> None:
         mallopt(-2, 2**28)  # top pad
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def saying_what_memory_is_for() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError("out of memory for weights, gradients and Adam's averages of them; take a smaller --preset.") from error
+
+
+@saying_what_memory_is_for()
 def pretrain(
     corpus: str | Path,
     output: str | Path,
@@ -215,14 +243,14 @@ def pretrain(
     the corpus, a batch a step, and the first one writes; on several machines, to resume, all have to see the same `output`.
 
     Raises:
-        ValueError: if the vocabulary does not fit the config, the corpus is too small or damaged, a batch does not fit in
-            memory, or there is nothing to resume, or a run with other settings.
+        ValueError: if the vocabulary does not fit the config, the corpus is too small or damaged, a batch or the model does
+            not fit in memory, TensorBoard is asked for and missing, or there is nothing to resume, or a run with other settings.
         FileExistsError: if `output` already holds a run and `resume` is False.
         OSError: if something cannot be read or written. What was there before is unchanged.
     """
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
     settings = asdict(recipe) | {"objective": objective.name, "corpus": Path(corpus).name if Path(corpus).exists() else corpus}
-    check(output, tokenizer, config, recipe, settings, resume)
+    check(output, tokenizer, config, recipe, settings, resume, tensorboard)
     if processes.device.type == "cpu":
         keep_freed_memory()
     output.mkdir(parents=True, exist_ok=True)
@@ -362,7 +390,7 @@ def attempt(backward: Callable[[dict], dict], batch: dict) -> dict | None:
     try:
         return backward(batch)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        if out_of_memory(error):
             return None
         raise
 

@@ -14,10 +14,8 @@ class RunLog:
     def __init__(self, folder: Path, step: int, done: float, progress_bar: bool, tensorboard: bool):
         self.path, self.events = folder / "log.jsonl", None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError("TensorBoard is not installed here: pip install tensorboard, or do without.") from None
+            from torch.utils.tensorboard import SummaryWriter
+
             self.events = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self.lines = [json.loads(line) for line in lines if line.endswith("}")]  # the last may have been cut

@@ -14,6 +14,7 @@ import types
 import pytest
 import torch
 from safetensors import SafetensorError
+from scipy.stats import ks_2samp
 
 from bert_course import checkpoint, files, pretraining, shards
 from bert_course.checkpoint import from_pretrained, read_tensors
@@ -161,15 +162,35 @@ def test_half_of_the_pairs_are_random_and_a_tenth_is_short():
     """Where there is a choice: sentences of five tokens, in documents so long that their ends do not count."""
     documents = [[[d] * 5] * 3000 for d in range(20)]
     pairs = list(sentence_pairs(documents, 60, random.Random(0)))
-    n, choices = len(pairs), sum(len(a) + len(b) > 10 for a, b, _ in pairs)  # two sentences or more
+    n = len(pairs)
 
     def within(count, total, p):
         return abs(count - total * p) < 4 * (total * p * (1 - p)) ** 0.5
 
-    assert n > 5000 and within(sum(r for a, b, r in pairs if len(a) + len(b) > 10), choices, 0.5)
+    assert n > 5000 and within(sum(r for _, _, r in pairs), n, 0.5)
     assert all((a[0] != b[0]) == r for a, b, r in pairs)
     # a short pair aims at 2 to 60 tokens, all alike; of these 54 aims fall below 56, where the others do not come
     assert within(sum(len(a) + len(b) < 56 for a, b, _ in pairs), n, 0.1 * 54 / 59)
+
+
+@pytest.mark.parametrize("most", [29, 125])
+def test_neither_the_lengths_of_a_pair_nor_its_end_give_its_label_away(most):
+    """Sentences of 3 to 90 tokens that end with token 0, documents of 1 to 80 sentences."""
+    rng = random.Random(0)
+    documents = [
+        [[1] * (min(int(3 + rng.paretovariate(1.2) * 8), 90) - 1) + [0] for _ in range(rng.randint(1, 80))] for _ in range(400)
+    ]
+    pairs = list(sentence_pairs(documents, most, random.Random(1)))
+
+    def by_label(measure):
+        return ([measure(a, b) for a, b, r in pairs if r == label] for label in (0, 1))
+
+    for lengths in (lambda a, b: len(a), lambda a, b: len(b), lambda a, b: len(a) + len(b)):
+        true, other = by_label(lengths)
+        assert min(len(true), len(other)) > 2000
+        assert ks_2samp(true, other).statistic < 0.06  # if the random part is filled up to the token: 0.09 and more
+    true, other = (sum(ends) / len(ends) for ends in by_label(lambda a, b: b[-1] == 0))
+    assert abs(true - other) < 0.05  # else 0.09 and more
 
 
 def test_batches_are_what_the_model_reads(tokenizer):
@@ -523,11 +544,27 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(corpus, tokenizer, tmp_p
     assert calls[-3:] == [8, 4, 2] and json.loads((tmp_path / "training_state.json").read_text())["step"] == len(calls) - 3
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("something else")])
+def test_out_of_memory_for_the_averages_is_named_and_leaves_the_checkpoint(corpus, tokenizer, tmp_path, monkeypatch, error):
+    run(corpus, tmp_path, tokenizer, steps=4)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+    def failing(self):
+        raise error
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    expected = ValueError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
+    with pytest.raises(expected, match="take a smaller --preset|something else"):
+        run(corpus, tmp_path, tokenizer, steps=8, resume=True)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} != {}
+
+
 def test_tensorboard_is_asked_for_and_named_if_it_is_missing(corpus, tokenizer, tmp_path, monkeypatch):
     config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
         pretrain(corpus, tmp_path / "a", tokenizer, config, recipe(), progress_bar=False, tensorboard=True)
+    assert not (tmp_path / "a").exists()  # before anything is done
     written = []
 
     class Writer:
@@ -720,9 +757,10 @@ def test_mlm_alone_reads_one_segment_and_leaves_the_pair_head(corpus, tokenizer,
     assert all(((batch["input_ids"] == tokenizer.sep_id).sum(1) == 1).all() for batch in batches)
 
     config = BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG)
-    recipe = Recipe(steps=3, phases=((1.0, 32, 0.15, 64),), objective="mlm", weight_decay=0.0)
-    pretrain(corpus, tmp_path / "three", tokenizer, config, recipe, progress_bar=False)
-    model = from_pretrained(BertForPreTraining, tmp_path / "three")
+    recipe = Recipe(steps=20, phases=((1.0, 32, 0.15, 64),), objective="mlm", weight_decay=0.0)
+    pretrain(corpus, tmp_path / "twenty", tokenizer, config, recipe, progress_bar=False)
+    assert "mlm_loss" in (log := (tmp_path / "twenty" / "log.jsonl").read_text()) and "nsp" not in log
+    model = from_pretrained(BertForPreTraining, tmp_path / "twenty")
     torch.manual_seed(recipe.seed)
     start = BertForPreTraining(pretraining.replace(config, initializer_range=config.hidden_size**-0.5))
     assert torch.equal(model.cls.seq_relationship.weight, start.cls.seq_relationship.weight)
