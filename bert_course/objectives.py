@@ -54,6 +54,7 @@ def sentence_pairs(
         [s[len(s) * i // n : len(s) * (i + 1) // n] for s in document for n in [-(-len(s) // most)] for i in range(n)]  # n parts
         for document in documents
     ]
+    left = [list(itertools.accumulate(map(len, reversed(document)))) for document in documents]  # tokens in its last sentences
     for number, document in enumerate(documents):
         start = 0
         while start < len(document):
@@ -67,12 +68,11 @@ def sentence_pairs(
             is_random = cut == end or rng.random() < 0.5
             if is_random:
                 other = rng.randrange(len(documents) - 1)
-                other = documents[other + (other >= number)]
+                other += other >= number
                 room = max(1, (target if cut == end else min(target, length)) - len(a))  # as for the true second part
-                left = list(itertools.accumulate(map(len, reversed(other))))  # tokens from a sentence on, the last one's first
-                latest = max(0, len(other) - 1 - bisect_left(left, room))  # where enough is left to fill the room
+                latest = max(0, len(left[other]) - 1 - bisect_left(left[other], room))  # where enough is left to fill the room
                 b = []
-                for sentence in other[rng.randint(0, latest) :]:
+                for sentence in documents[other][rng.randint(0, latest) :]:
                     if len(b) >= room:
                         break
                     b += sentence
