@@ -96,14 +96,15 @@ def main(argv: list[str] | None = None) -> int:
 
     command = commands.add_parser("study", help="the runs behind a table of lessons 01 to 04 (siblings), 01 (recall), "
                                                     "02 (word2vec), 10 (nsp), 12 (reviews), 13 (paraphrases), "
-                                                    "14 (entities), 15 (passages) or 16 (features)")
-    names = ["entities", "features", "nsp", "paraphrases", "passages", "recall", "reviews", "siblings", "word2vec"]
+                                                    "14 (entities), 15 (passages) or 16 (features), or of "
+                                                    "the checkpoint's card (recipes)")
+    names = ["entities", "features", "nsp", "paraphrases", "passages", "recall", "recipes", "reviews", "siblings", "word2vec"]
     command.add_argument("name", choices=names)
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")
-    command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on; for siblings: "
-                                                     "the text to train on; default: docstrings")
-    command.add_argument("--tokens", type=int, help="for siblings: tokens that each model reads; default: 2,000,000")
+    command.add_argument("--corpus", type=Path, help="for word2vec: the folder that the checkpoint was trained on; for recipes "
+                                                     "and siblings: the text to train on; default: docstrings")
+    command.add_argument("--tokens", type=int, help="for recipes and siblings: tokens that each model reads; default: 2,000,000")
     command.add_argument("--tasks", type=Path, help="for siblings: a folder with WiC in its folder wic; left out without it")
     command.add_argument("--word-pairs", type=Path, help="for word2vec: a folder of word, word, score lines (tabs between)")
     command.set_defaults(run=study)
@@ -337,8 +338,10 @@ def study(args: argparse.Namespace) -> int:
         if not (args.corpus and args.word_pairs):
             raise ValueError("the study word2vec needs --corpus FOLDER and --word-pairs FOLDER.")
         settings |= {"corpus": args.corpus, "word_pairs": args.word_pairs}
-    if args.name == "siblings":
-        given = {"corpus": args.corpus, "tokens": args.tokens, "tasks_folder": args.tasks}
+    if args.name in ("recipes", "siblings"):
+        given = {"corpus": args.corpus, "tokens": args.tokens}
+        if args.name == "siblings":
+            given["tasks_folder"] = args.tasks
         settings |= {name: value for name, value in given.items() if value is not None}
     getattr(studies, f"study_{args.name}")(**settings)
     return 0

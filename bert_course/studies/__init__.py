@@ -10,6 +10,7 @@ from .nsp import study_nsp
 from .pairs import across, by_kind, by_lot, segments, study_paraphrases
 from .passages import answer_scores, best_and_margin, excerpts, other_questions, study_passages
 from .recall import study_recall
+from .recipes import study_recipes
 from .reviews import study_reviews
 from .siblings import study_siblings
 from .word2vec import study_word2vec

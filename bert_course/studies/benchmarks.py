@@ -308,8 +308,8 @@ def table(result: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def mean_and_range(values: Sequence[float]) -> str:
+def mean_and_range(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return ""
-    spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
+    spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
