@@ -339,9 +339,7 @@ def study(args: argparse.Namespace) -> int:
             raise ValueError("the study word2vec needs --corpus FOLDER and --word-pairs FOLDER.")
         settings |= {"corpus": args.corpus, "word_pairs": args.word_pairs}
     if args.name in ("recipes", "siblings"):
-        given = {"corpus": args.corpus, "tokens": args.tokens}
-        if args.name == "siblings":
-            given["tasks_folder"] = args.tasks
+        given = {"corpus": args.corpus, "tokens": args.tokens, "tasks_folder": args.tasks if args.name == "siblings" else None}
         settings |= {name: value for name, value in given.items() if value is not None}
     getattr(studies, f"study_{args.name}")(**settings)
     return 0
