@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
                               "repositories with @COMMIT at the end")
     command.add_argument("--output", required=True, help="folder of the checkpoint; also of the log and the training state")
     command.add_argument("--cache", help="folder for the tokenized corpus, for several runs; default: tokens in --output")
+    command.add_argument("--model", help="folder or Hub name of a checkpoint that is to read on, with its vocabulary and config; "
+                                         "default: a new model")
     command.add_argument("--preset", default="mini", help="tiny, mini (default), small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
     command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train; default: 8192")
@@ -157,6 +159,7 @@ def pretrain(args: argparse.Namespace) -> int:
     from itertools import islice
 
     from bert_course.baselines import objectives, rnn
+    from bert_course.checkpoint import find
     from bert_course.config import BertConfig
     from bert_course.model import BertForPreTraining
     from bert_course.pretraining import Recipe, pretrain
@@ -169,12 +172,12 @@ def pretrain(args: argparse.Namespace) -> int:
     foreign = {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
                "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu",
                "--masking": args.masking is not None, "--whole-words": args.whole_words is not None,
-               "--cache": args.cache is not None, "--tensorboard": args.tensorboard}
+               "--cache": args.cache is not None, "--tensorboard": args.tensorboard, "--model": args.model is not None}
     if skipgram and any(foreign.values()):
         refused = ", ".join(name for name, given in foreign.items() if given)
         raise ValueError(f"skipgram takes no {refused}: it has a recipe of its own, and runs on the CPU.")
-    if args.resume:
-        tokenizer = WordPieceTokenizer.from_pretrained(args.output)
+    if args.resume or args.model:
+        tokenizer = WordPieceTokenizer.from_pretrained(args.output if args.resume else find(args.model))
     elif args.vocab:
         tokenizer = WordPieceTokenizer.from_file(args.vocab)
     else:
@@ -194,7 +197,8 @@ def pretrain(args: argparse.Namespace) -> int:
     recipe = Recipe(**settings | {"objective": objectives()[args.objective]})
     if args.objective in ("recurrent", "bilm"):
         config = rnn.sized(recipe.objective.model, config, size)
-    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard}
+    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard,
+             "start": args.model}
     pretrain(args.corpus, args.output, tokenizer, config, recipe, **where)
     return 0
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import inputs
-from .checkpoint import read_tensors, save_pretrained, write_tensors
+from .checkpoint import find, from_pretrained, read_tensors, save_pretrained, write_tensors
 from .config import BertConfig
 from .doctor import bfloat16_speedup
 from .files import read_json, replacing
@@ -234,9 +234,13 @@ def pretrain(
     progress_bar: bool = True,
     cache: str | Path | None = None,
     tensorboard: bool = False,
+    start: str | Path | None = None,
 ) -> nn.Module:
     """Pretrain the model of `recipe.objective`. `output` gets the checkpoint, the vocabulary, the training state, the log (a
     line every 20 steps) and its curves; `cache`, by default its folder tokens, the tokenized corpus.
+
+    With `start`, a folder or Hub name, a model that is pretrained already reads on: continued pretraining (Gururangan et al.
+    2020), with the config of that checkpoint, which has to be read with its own `tokenizer`.
 
     Ctrl-C stops cleanly after the current step, with a checkpoint; `resume=True` goes on from the last one, with the stored
     config, to the weights that an uninterrupted run would have had. In the processes of `torchrun` each reads its own part of
@@ -250,6 +254,8 @@ def pretrain(
     """
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
     settings = asdict(recipe) | {"objective": objective.name, "corpus": Path(corpus).name if Path(corpus).exists() else corpus}
+    if start:
+        config = BertConfig.from_dict(read_json(find(start) / "config.json"))
     check(output, tokenizer, config, recipe, settings, resume, tensorboard)
     if processes.device.type == "cpu":
         keep_freed_memory()
@@ -264,6 +270,8 @@ def pretrain(
     if resume:
         config = BertConfig.from_dict(read_json(output / "config.json"))
         model = objective.model(replace(config, **dropout))
+    elif start:
+        model = from_pretrained(objective.model, start, **dropout)
     else:
         # 0.02, made for 768 numbers a token, is little for fewer
         model = objective.model(replace(config, initializer_range=config.hidden_size**-0.5, **dropout))

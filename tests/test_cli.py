@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bert_course import cli, doctor, lesson, stamp
-from bert_course.checkpoint import from_pretrained, save_pretrained
+from bert_course.checkpoint import from_pretrained, read_tensors, save_pretrained
 from bert_course.config import BertConfig
 from bert_course.model import BertForPreTraining, BertForSequenceClassification
 from bert_course.wordpiece import WordPieceTokenizer
@@ -146,6 +147,18 @@ def tuned(tiny, tmp_path, capsys):
         return str(tmp_path / "out")
 
     return run
+
+
+def test_a_checkpoint_reads_on_with_its_own_vocabulary(tiny, tmp_path):
+    text = "\n\n".join(f"Shelf {n} holds a lamp. It shines at night.\nNobody reads there." for n in range(40))
+    (tmp_path / "own.txt").write_text(text)
+    command = ["pretrain", "--model", tiny, "--corpus", str(tmp_path / "own.txt"), "--output", str(tmp_path / "out")]
+    assert cli.main([*command, "--steps", "1", "--phases", "1:32:0.15:256"]) == 0
+    for name in ("vocab.txt", "config.json"):
+        assert (tmp_path / "out" / name).read_text() == Path(tiny, name).read_text()
+    before, after = (read_tensors(Path(folder, "model.safetensors")) for folder in (tiny, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # the first step's learning rate is zero
 
 
 SAID = {

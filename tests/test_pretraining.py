@@ -231,6 +231,21 @@ def test_pretraining_learns(corpus, tokenizer, tmp_path):
     assert log[-1]["mlm_loss"] < log[0]["mlm_loss"] - 0.3
 
 
+def test_a_pretrained_model_reads_on(corpus, tokenizer, tmp_path):
+    """The first step has a learning rate of zero: it leaves the weights as they came."""
+    first = run(corpus, tmp_path / "first", tokenizer, steps=3)
+    start, new = tmp_path / "first", BertConfig(vocab_size=tokenizer.vocab_size, **CONFIG | {"hidden_size": 32})
+    second = pretrain(corpus, tmp_path / "second", tokenizer, new, recipe(steps=1, seed=1), start=start, progress_bar=False)
+    assert second.config == first.config
+    for (name, a), b in zip(first.named_parameters(), second.parameters()):
+        assert torch.equal(a, b), name
+    third = pretrain(corpus, tmp_path / "third", tokenizer, new, recipe(steps=2, seed=1), start=start, progress_bar=False)
+    assert not torch.equal(next(first.parameters()), next(third.parameters()))
+    with pytest.raises(ValueError, match="sequence length 128, the model positions for 64"):
+        long = recipe(phases=((1.0, 128, 0.15, 256),))
+        pretrain(corpus, tmp_path / "long", tokenizer, BertConfig(vocab_size=60), long, start=start, progress_bar=False)
+
+
 def test_resume_goes_on_as_if_nothing_had_happened(corpus, tokenizer, tmp_path, monkeypatch):
     """Ctrl-C in the middle of a step, then resume: the same weights, bit for bit, dropout, phases, optimizer and log included."""
     settings = {"phases": ((0.35, 16, 0.15, 128), (0.65, 32, 0.15, 256)), "dropout": 0.1}
