@@ -10,7 +10,7 @@ classifier looks at [CLS].
 import torch
 from torch import Tensor
 
-from .model import BertForPreTraining, BertForSequenceClassification, BertSelfAttention
+from .model import BertForPreTraining, BertForSequenceClassification, BertLayer, BertModel, BertSelfAttention
 
 
 def pretraining_logits(
@@ -25,11 +25,8 @@ def pretraining_logits(
     Raises:
         ValueError: as `BertModel` does.
     """
-    hidden, mask = model.bert.embed(input_ids, attention_mask, token_type_ids)  # (B, S, D), (B, 1, 1, S)
-    explicit = hidden.device.type == "cpu"  # there the fused attention has the slower backward pass
-    *layers, last = model.bert.encoder.layer
-    for layer in layers:
-        hidden, _ = layer(hidden, mask, explicit)
+    explicit = input_ids.device.type == "cpu"  # there the fused attention has the slower backward pass
+    hidden, mask, last = before_last(model.bert, input_ids, attention_mask, token_type_ids, explicit)
 
     wanted = predicted.clone()
     wanted[:, 0] = True  # [CLS]
@@ -58,14 +55,22 @@ def classification_logits(
     Raises:
         ValueError: as `BertModel` does.
     """
-    hidden, mask = model.bert.embed(input_ids, attention_mask, token_type_ids)  # (B, S, D), (B, 1, 1, S)
-    *layers, last = model.bert.encoder.layer
-    for layer in layers:
-        hidden, _ = layer(hidden, mask, False)
+    hidden, mask, last = before_last(model.bert, input_ids, attention_mask, token_type_ids, False)
     first = hidden[:, :1]  # [CLS]
     first = last.attention.output(attention(last.attention.self, first, hidden, mask, False), first)
     first = last.output(last.intermediate(first), first)
     return model.classifier(model.bert.pooler(first))
+
+
+def before_last(
+    bert: BertModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, explicit: bool
+) -> tuple[Tensor, Tensor | None, BertLayer]:
+    """What the last layer reads, (B, S, D) and (B, 1, 1, S), and the last layer."""
+    hidden, mask = bert.embed(input_ids, attention_mask, token_type_ids)
+    *layers, last = bert.encoder.layer
+    for layer in layers:
+        hidden, _ = layer(hidden, mask, explicit)
+    return hidden, mask, last
 
 
 def select(x: Tensor, chosen: Tensor) -> Tensor:

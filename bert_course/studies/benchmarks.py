@@ -24,7 +24,7 @@ from ..checkpoint import save_pretrained
 from ..shards import split_sentences
 from ..wordpiece import WordPieceTokenizer
 from .siblings import read_wic
-from .store import fingerprint, opened, store
+from .store import fingerprint, markdown, mean_and_range, opened, store
 
 
 @dataclass(frozen=True)
@@ -304,12 +304,4 @@ def table(result: dict) -> str:
             if any(cells):
                 of_others = [f"{100 * value:.1f}" for value in published] or ["", ""]
                 lines.append([f"{benchmark}: {name}", *map(mean_and_range, cells), *of_others])
-    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def mean_and_range(values: Sequence[float], digits: int = 1) -> str:
-    if not values:
-        return ""
-    spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    return markdown(lines)

@@ -17,8 +17,7 @@ from ..objectives import masked_batch, pair_batches, pretraining_losses
 from ..pretraining import Recipe, pretrain
 from ..shards import tokenized_chunks
 from ..wordpiece import WordPieceTokenizer
-from .benchmarks import mean_and_range
-from .store import opened, store
+from .store import markdown, mean_and_range, opened, store
 
 AS_SHIPPED = "as shipped"
 PHASES = Recipe(steps=1).phases
@@ -84,6 +83,4 @@ def table(result: dict) -> str:
             losses = [run["mlm_loss"] for run in runs]
             shown = mean_and_range(losses, 2), mean_and_range([100 * run["mlm_accuracy"] for run in runs])
             cells.append((np.mean(losses), [name, *shown]))
-    lines = [["", "MLM loss (nats)", "MLM accuracy (%)"], ["---", "---:", "---:"]]
-    lines += [line for _, line in sorted(cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown([["", "MLM loss (nats)", "MLM accuracy (%)"], *(line for _, line in sorted(cells))])

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..doctor import processor
@@ -31,3 +33,16 @@ def store(output: Path, result: dict, run: dict, where: str = "runs") -> None:
 
 def fingerprint(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def mean_and_range(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return ""
+    spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table whose first line is its head: text in the first column, numbers in the others."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
