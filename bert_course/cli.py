@@ -26,30 +26,32 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--cache", help="folder for the tokenized corpus, for several runs; default: tokens in --output")
     command.add_argument("--model", help="folder or Hub name of a checkpoint that is to read on, with its vocabulary and config; "
                                          "default: a new model")
-    command.add_argument("--preset", default="mini", help="tiny, mini (default), small, medium, base or large")
+    command.add_argument("--preset", help="tiny, mini (default), small, medium, base or large")
     command.add_argument("--vocab", help="a vocab.txt; without it one is trained on the start of the corpus")
-    command.add_argument("--vocab-size", type=int, default=8192, help="pieces of the vocabulary to train; default: 8192")
-    command.add_argument("--objective", choices=["mlm+nsp", "mlm", "causal", "recurrent", "bilm", "skipgram"], default="mlm+nsp",
+    command.add_argument("--vocab-size", type=int, help="pieces of the vocabulary to train; default: 8192")
+    command.add_argument("--objective", choices=["mlm+nsp", "mlm", "causal", "recurrent", "bilm", "skipgram"],
                          help="mlm+nsp (default, as in the paper) and mlm: BERT; causal: GPT; recurrent: an LSTM language model; "
                               "bilm: ELMo; skipgram: Word2Vec; all of about as many parameters as the BERT of --preset")
     command.add_argument("--masking", choices=["dynamic", "static"],
                          help="dynamic (default): other tokens each time a text is read; static: the same every tenth time")
     command.add_argument("--whole-words", action="store_true", default=None, help="mask all pieces of a word together")
-    command.add_argument("--dropout", type=float, help="while pretraining; default: none, since no text is read twice")
+    command.add_argument("--dropout", type=float, help="while pretraining; default: none")
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
     budget.add_argument("--tokens", type=int)
     command.add_argument("--phases", type=phases,
                          help="share of the budget:sequence length:mask rate:tokens in a batch, one after the other, as in "
-                              "0.9:128:0.15:4096,0.1:512:0.15:4096; default: those of the course's checkpoint")
-    command.add_argument("--learning-rate", type=float, help="default: 1e-3")
+                              "0.9:128:0.15:4096,0.1:512:0.15:4096; default: those of the course's checkpoint; with --model "
+                              "1:128:0.15:4096")
+    command.add_argument("--learning-rate", type=float, help="default: 1e-3, but none with --model")
     command.add_argument("--seed", type=int)
     command.add_argument("--no-warm-start", dest="warm_start", action="store_false", default=None,
                          help="start from noise, not from counts of neighbours")
     command.add_argument("--device", default="cpu")
     command.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard too, to --output")
-    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, with its settings "
+                                                               "where no others are given")
     command.set_defaults(run=pretrain)
 
     command = commands.add_parser("evaluate", help="held-out scores of a pretrained checkpoint, as JSON; or, with --tasks, "
@@ -162,45 +164,63 @@ def pretrain(args: argparse.Namespace) -> int:
     from bert_course.checkpoint import find
     from bert_course.config import BertConfig
     from bert_course.model import BertForPreTraining
-    from bert_course.pretraining import Recipe, pretrain
+    from bert_course.objectives import OBJECTIVES
+    from bert_course.pretraining import Recipe, pretrain, stored_settings
     from bert_course.shards import raw_documents
     from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
+    settings = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
+    settings = {name: value for name, value in settings.items() if value is not None}
     skipgram = args.objective == "skipgram"
-    if skipgram and (args.resume or not args.tokens):
-        raise ValueError("skipgram takes its budget as --tokens, and cannot be resumed.")
-    foreign = {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
-               "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu",
-               "--masking": args.masking is not None, "--whole-words": args.whole_words is not None,
-               "--cache": args.cache is not None, "--tensorboard": args.tensorboard, "--model": args.model is not None}
-    if skipgram and any(foreign.values()):
-        refused = ", ".join(name for name, given in foreign.items() if given)
-        raise ValueError(f"skipgram takes no {refused}: it has a recipe of its own, and runs on the CPU.")
-    if args.resume or args.model:
-        tokenizer = WordPieceTokenizer.from_pretrained(args.output if args.resume else find(args.model))
+    if skipgram:
+        if args.resume or not args.tokens:
+            raise ValueError("skipgram takes its budget as --tokens, and cannot be resumed.")
+        refuse("skipgram", "it has a recipe of its own, and runs on the CPU",
+               {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
+                "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu",
+                "--masking": args.masking is not None, "--whole-words": args.whole_words is not None,
+                "--cache": args.cache is not None, "--tensorboard": args.tensorboard, "--model": args.model is not None})
+    if args.resume:
+        tokenizer = WordPieceTokenizer.from_pretrained(args.output)
+        stored = stored_settings(args.output)
+        kept = {field.name for field in fields(Recipe)} - {"steps", "minutes", "tokens"}
+        settings = {name: value for name, value in stored.items() if name in kept} | settings
+    elif args.model:
+        refuse("--model", "the checkpoint brings its own",
+               {"--preset": args.preset is not None, "--vocab": args.vocab is not None,
+                "--vocab-size": args.vocab_size is not None, "--no-warm-start": args.warm_start is False})
+        if args.objective and args.objective not in OBJECTIVES:
+            raise ValueError(f"--model reads on as a BERT, with --objective {' or '.join(OBJECTIVES)}.")
+        if not args.learning_rate:
+            raise ValueError("--model needs a --learning-rate: 5e-4 for data/bert-course-mini, less for a larger model.")
+        settings = {"phases": ((1.0, 128, 0.15, 4096),), "warm_start": False} | settings
+        tokenizer = WordPieceTokenizer.from_pretrained(find(args.model))
     elif args.vocab:
         tokenizer = WordPieceTokenizer.from_file(args.vocab)
     else:
-        print(f"training a vocabulary of {args.vocab_size} pieces …")
+        pieces = args.vocab_size or 8192
+        print(f"training a vocabulary of {pieces} pieces …")
         sample = islice(raw_documents(args.corpus), 6000)
-        tokenizer = train_wordpiece((paragraph for document in sample for paragraph in document), args.vocab_size)
-    config = BertConfig.preset(args.preset, vocab_size=tokenizer.vocab_size)
+        tokenizer = train_wordpiece((paragraph for document in sample for paragraph in document), pieces)
+    config = BertConfig.preset(args.preset or "mini", vocab_size=tokenizer.vocab_size)
     size = rnn.parameters(BertForPreTraining, config)
-    settings = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
-    settings = {name: value for name, value in settings.items() if value is not None}
     if skipgram:
         from bert_course.baselines import word2vec
 
         settings = {name: settings[name] for name in ("learning_rate", "seed") if name in settings}
         word2vec.pretrain(args.corpus, args.output, tokenizer, round(size / tokenizer.vocab_size / 2), args.tokens, **settings)
         return 0
-    recipe = Recipe(**settings | {"objective": objectives()[args.objective]})
-    if args.objective in ("recurrent", "bilm"):
-        config = rnn.sized(recipe.objective.model, config, size)
-    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard,
-             "start": args.model}
-    pretrain(args.corpus, args.output, tokenizer, config, recipe, **where)
+    objective = objectives()[settings.pop("objective", "mlm+nsp")]
+    if objective.name in ("recurrent", "bilm"):
+        config = rnn.sized(objective.model, config, size)
+    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard}
+    pretrain(args.corpus, args.output, tokenizer, config, Recipe(objective=objective, **settings), start=args.model, **where)
     return 0
+
+
+def refuse(what: str, why: str, given: dict[str, bool]) -> None:
+    if any(given.values()):
+        raise ValueError(f"{what} takes no {', '.join(name for name, is_given in given.items() if is_given)}: {why}.")
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 LIBRARIES = (
@@ -29,14 +30,15 @@ HUB = {  # data sets with a column "text", and the commit that is read
     "wikimedia/wikipedia": "b04c8d1ceb2f5cd4588862100d08de323dccfbaa",
 }
 LONGEST = 100  # paragraphs; a longer document (a book) is read as several
+OPEN = 16  # files of a folder that are read in turns
 
 
 def documents(source: str | Path = "docstrings") -> Iterator[list[str]]:
     """Documents of a source, each a list of paragraphs.
 
     Args:
-        source: "docstrings"; a .txt, .gz or .xz file, or a folder of them (read in turns, a document from each); or
-            "hub:REPOSITORY:CONFIGURATION", as in hub:Salesforce/wikitext:wikitext-103-raw-v1 and
+        source: "docstrings"; a .txt, .gz or .xz file, or a folder of them (16 at a time, in turns, a document from
+            each); or "hub:REPOSITORY:CONFIGURATION", as in hub:Salesforce/wikitext:wikitext-103-raw-v1 and
             hub:wikimedia/wikipedia:20231101.en, streamed. A repository that is not in `HUB` needs "@COMMIT" at the end.
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -48,13 +50,15 @@ def documents(source: str | Path = "docstrings") -> Iterator[list[str]]:
     elif str(source).startswith("hub:"):
         yield from _documents(_hub_lines(str(source)))
     else:
-        streams = [_file_documents(file) for file in _files(source)]
+        waiting = map(_file_documents, _files(source))
+        streams = deque(islice(waiting, OPEN))
         while streams:
-            for stream in list(streams):
-                if (document := next(stream, None)) is None:
-                    streams.remove(stream)
-                else:
-                    yield document
+            stream = streams.popleft()
+            if (document := next(stream, None)) is None:
+                streams.extend(islice(waiting, 1))
+            else:
+                yield document
+                streams.append(stream)
 
 
 def fingerprint(source: str | Path) -> list:

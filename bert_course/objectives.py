@@ -36,8 +36,11 @@ def sentence_pairs(
 
     Sentences are gathered up to `max_tokens` (for one pair in ten, a random shorter length) and cut in two at random. For
     half of the pairs the second part is replaced by whole sentences of another document, about as many tokens, so that neither
-    its length nor its end gives the label away. (As in the original, it may open its document; a true second part never
-    does.) A sentence too long to leave room for a second part is first cut into even pieces.
+    its length nor its end gives the label away. A sentence too long to leave room for a second part is first cut into even
+    pieces.
+
+    As in the original, a random part may open its document; a true second part never does. A book is several documents here
+    (`corpora.LONGEST`): the other one may be of the same book.
 
     Args:
         documents: for each document its sentences, for each sentence its token ids.

@@ -50,7 +50,7 @@ LOG_EVERY = 20  # steps
 STATE = "training_state.json"
 COPIES = 10  # of the text, each masked in its own way, with static masking
 POSITION = ("epoch", "chunk", "batch", "phase_at")  # of a process in its part of the text
-KEPT = ("corpus", "objective", "phases", "masking", "whole_words", "seed")  # settings that a resumed run cannot change
+KEPT = ("corpus", "objective", "masking", "whole_words", "seed")  # settings that a resumed run cannot change
 
 Phase = tuple[float, int, float, int]  # share of the budget, sequence length, mask rate, tokens in a batch
 
@@ -77,7 +77,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     masking: str = "dynamic"  # other tokens each time a text is read; "static": the same every tenth time, as in the original
     whole_words: bool = False  # mask all pieces of a word together
-    dropout: float = 0.0  # while pretraining; no text is read twice, so there is nothing to overfit to
+    dropout: float = 0.0  # while pretraining: so small a model has enough to do with a text that it reads once or twice
     warm_start: bool = True  # start from counts (see `warm_start`), not from noise
     save_every: float = 5.0  # minutes between checkpoints
     seed: int = 0
@@ -164,6 +164,21 @@ def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Pa
                 part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
+def stored_settings(output: str | Path) -> dict:
+    """The settings of the run in `output`: those of its `Recipe`, and the name of its corpus.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(output, STATE)
+    if not path.exists():
+        raise ValueError(f"{output} holds no run to resume (no {STATE}).")
+    try:
+        return read_json(path)["recipe"]
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged, or by an older version of the course: it has no {error}.") from None
+
+
 def check(
     output: Path,
     tokenizer: WordPieceTokenizer,
@@ -179,13 +194,13 @@ def check(
             import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise ValueError("TensorBoard is not installed here: pip install tensorboard, or do without.") from None
-    if resume and not (output / STATE).exists():
-        raise ValueError(f"{output} holds no run to resume (no {STATE}).")
     if resume:
-        stored, ours = read_json(output / STATE).get("recipe", {}), json.loads(json.dumps(settings))
-        for name in KEPT:
-            if name in stored and stored[name] != ours[name]:
-                raise ValueError(f"{output} holds a run with {name} {stored[name]}, not {ours[name]}; resume with the same.")
+        stored = stored_settings(output)
+        for name, before, now in [(name, stored[name], settings[name]) for name in KEPT] + [
+            ("phases", *([phase[:3] for phase in run["phases"]] for run in (stored, settings)))  # batches may become smaller
+        ]:
+            if before != now:
+                raise ValueError(f"{output} holds a run with {name} {before}, not {now}; resume with the same.")
     killed = any(output.glob(f"{STATE}.*"))  # while it wrote its first checkpoint: there is nothing to lose
     if not resume and ((output / STATE).exists() or (output / "model.safetensors").exists() and not killed):
         raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
@@ -254,6 +269,7 @@ def pretrain(
     """
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
     settings = asdict(recipe) | {"objective": objective.name, "corpus": Path(corpus).name if Path(corpus).exists() else corpus}
+    settings = json.loads(json.dumps(settings))  # as they are stored
     if start:
         config = BertConfig.from_dict(read_json(find(start) / "config.json"))
     check(output, tokenizer, config, recipe, settings, resume, tensorboard)
@@ -285,6 +301,8 @@ def pretrain(
     state |= dict(zip(POSITION, (0, processes.rank, 0, 0.0)))
     if resume:
         state |= load_state(output, model, optimizer, processes)
+        if state["recipe"]["phases"] != settings["phases"]:  # batches of another size: the next one is the first of a chunk
+            state |= {"chunk": state["chunk"] + processes.count, "batch": 0}
     else:
         state["bf16"] = processes.gather([bfloat16_speedup(device)])[0][0] > 1.4
     losses_of = Losses(model, objective)

@@ -149,16 +149,26 @@ def tuned(tiny, tmp_path, capsys):
     return run
 
 
-def test_a_checkpoint_reads_on_with_its_own_vocabulary(tiny, tmp_path):
+def test_a_checkpoint_reads_on_with_its_own_vocabulary(tiny, tmp_path, capsys):
     text = "\n\n".join(f"Shelf {n} holds a lamp. It shines at night.\nNobody reads there." for n in range(40))
     (tmp_path / "own.txt").write_text(text)
     command = ["pretrain", "--model", tiny, "--corpus", str(tmp_path / "own.txt"), "--output", str(tmp_path / "out")]
-    assert cli.main([*command, "--steps", "1", "--phases", "1:32:0.15:256"]) == 0
+    assert cli.main([*command, "--steps", "1"]) == 1
+    assert "--model needs a --learning-rate" in capsys.readouterr().err
+    assert cli.main([*command, "--steps", "1", "--learning-rate", "1e-3", "--vocab-size", "60"]) == 1
+    assert "--model takes no --vocab-size: the checkpoint brings its own." in capsys.readouterr().err
+    assert cli.main([*command, "--steps", "1", "--learning-rate", "1e-3"]) == 0
     for name in ("vocab.txt", "config.json"):
         assert (tmp_path / "out" / name).read_text() == Path(tiny, name).read_text()
     before, after = (read_tensors(Path(folder, "model.safetensors")) for folder in (tiny, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)  # the first step's learning rate is zero
+    resume = ["pretrain", "--resume", "--corpus", str(tmp_path / "own.txt"), "--output", str(tmp_path / "out"), "--steps", "2"]
+    assert cli.main(resume) == 0
+    recipe = json.loads((tmp_path / "out" / "training_state.json").read_text())["recipe"]
+    assert (recipe["learning_rate"], recipe["phases"], recipe["steps"]) == (1e-3, [[1.0, 128, 0.15, 4096]], 2)
+    assert cli.main([*resume, "--seed", "1"]) == 1
+    assert "a run with seed 0, not 1; resume with the same." in capsys.readouterr().err
 
 
 SAID = {

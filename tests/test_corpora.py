@@ -43,6 +43,26 @@ def test_a_folder_gives_a_document_of_each_file_in_turn(tmp_path):
     assert list(corpora.documents(tmp_path)) == [DOCUMENTS[0], ["Another file."], DOCUMENTS[1]]
 
 
+def test_few_files_of_a_large_folder_are_open_at_once(tmp_path, monkeypatch):
+    """And all are read, each in its order."""
+    for i in range(50):
+        (tmp_path / f"{i:02}.txt").write_text("\n\n".join(f"File {i}, document {n}." for n in range(1 + i % 3)))
+    files = []
+
+    def opened(*args, **kwargs):
+        files.append(open(*args, **kwargs))
+        return files[-1]
+
+    monkeypatch.setitem(corpora.OPENERS, ".txt", opened)
+    most, found = 0, []
+    for document in corpora.documents(tmp_path):
+        found += document
+        most = max(most, sum(not file.closed for file in files))
+    assert most == corpora.OPEN and len(files) == 50
+    assert len(found) == len(set(found)) == sum(1 + i % 3 for i in range(50))
+    assert all(found.index(f"File {i}, document 0.") < found.index(f"File {i}, document 1.") for i in range(50) if i % 3)
+
+
 def test_a_long_document_is_read_as_several_and_loses_nothing(tmp_path):
     lines = [f"Paragraph {i}." for i in range(250)]
     (tmp_path / "book.txt").write_text("\n".join(lines))

@@ -96,5 +96,11 @@ def test_its_figures_have_alt_text_and_are_explained(lesson):
             assert following is not None and following.cell_type == "markdown", f"not explained:\n{cell.source}"
 
 
+def test_no_lesson_that_exists_is_called_planned(lesson):
+    numbers = {path.name[:2] for path in LESSONS}
+    planned = re.findall(r"\b(\d\d)\b[^.|\n]{0,30}\bplanned", "\n".join(cell.source for cell in markdown(lesson)))
+    assert numbers.isdisjoint(planned)
+
+
 def test_the_readme_lists_it(path):
     assert f"](notebooks/{path.name})" in README

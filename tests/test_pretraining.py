@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,7 +293,7 @@ def test_a_run_stopped_at_the_end_of_its_only_chunk_goes_on_with_the_next_epoch(
 
 @pytest.mark.parametrize("changed, named", [
     ({"objective": "mlm"}, "objective mlm\\+nsp, not mlm"),
-    ({"phases": ((1.0, 32, 0.3, 256),)}, r"phases \[\[1.0, 32, 0.15, 256\]\], not \[\[1.0, 32, 0.3, 256\]\]"),
+    ({"phases": ((1.0, 32, 0.3, 256),)}, r"phases \[\[1.0, 32, 0.15\]\], not \[\[1.0, 32, 0.3\]\]"),
     ({"masking": "static"}, "masking dynamic, not static"),
     ({"whole_words": True}, "whole_words False, not True"),
     ({"seed": 1}, "seed 0, not 1"),
@@ -397,20 +398,27 @@ def whole_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "log.jsonl"}
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.8.safetensors", "config.json", "training_state.json"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_path, monkeypatch, name):
     """Whichever of the files cannot be written, all of them stay as they were, and the run can be resumed."""
     run(corpus, tmp_path, tokenizer, steps=4)
     before = whole_files(tmp_path)
-    write = checkpoint.save_file
+    write, write_text = checkpoint.save_file, Path.write_text
 
     def full(tensors, path, metadata=None):
-        if "model" in str(path):
+        if Path(path).name.startswith(name):
             raise SafetensorError("No space left on device")
         write(tensors, path, metadata=metadata)
 
+    def full_text(path, *args, **kwargs):
+        if path.name.startswith(name):
+            raise OSError("No space left on device")
+        return write_text(path, *args, **kwargs)
+
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(OSError, match="not saved .*No space left"):
+        patch.setattr(Path, "write_text", full_text)
+        with pytest.raises(OSError, match="No space left"):
             run(corpus, tmp_path, tokenizer, steps=8, resume=True)
     assert whole_files(tmp_path) == before
     run(corpus, tmp_path, tokenizer, steps=8, resume=True)
@@ -557,6 +565,8 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(corpus, tokenizer, tmp_p
     with pytest.raises(ValueError, match="with 8 rows of 32 tokens; 2 rows do fit: give --phases with batches of 64 tokens"):
         run(corpus, tmp_path, tokenizer)
     assert calls[-3:] == [8, 4, 2] and json.loads((tmp_path / "training_state.json").read_text())["step"] == len(calls) - 3
+    run(corpus, tmp_path, tokenizer, resume=True, phases=((1.0, 32, 0.15, 64),))  # as it said
+    assert calls[-1] <= 2 and json.loads((tmp_path / "training_state.json").read_text())["step"] == 24
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("something else")])
