@@ -330,3 +330,30 @@ def test_a_text_that_broke_off_is_read_from_its_start_again(text, tokenizer, tmp
 
 def full(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Tokenized and read through once: ten times the text, which alone is 27 MB more, at about the same peak."""
+    code = """
+import sys
+from pathlib import Path
+from bert_course import data_path
+from bert_course.shards import Shards, numbered_chunks
+from bert_course.wordpiece import WordPieceTokenizer
+tokenizer = WordPieceTokenizer.from_pretrained(data_path("bert-course-mini"))
+for _ in numbered_chunks(Shards(sys.argv[1], tokenizer, sys.argv[2]), tokenizer, False):
+    pass
+[peak] = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(int(peak) / 1024)
+"""
+    dice, peaks = random.Random(0), []
+    words = "the river runs from hills to sea and nobody has seen where it begins".split()
+    for megabytes in (3, 30):
+        path = tmp_path / f"{megabytes}.txt"
+        paragraphs = (" ".join(dice.choices(words, k=20)) + "." for _ in range(megabytes * 10_000))
+        path.write_text("\n".join(p + "\n" * (i % 30 == 29) for i, p in enumerate(paragraphs)))
+        assert path.stat().st_size > megabytes * 9e5
+        command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]
+        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert peaks[1] < peaks[0] + 8
