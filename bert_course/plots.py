@@ -30,7 +30,7 @@ def line_panels(x, panels: dict[str, dict], xlabel: str, xscale: str = "linear",
         if len(x) <= 8:
             axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
             axis.minorticks_off()
-    axes[0, 0].legend(frameon=False)
+    axes[0, 0].legend(edgecolor="none", framealpha=0.9)  # no line runs through it
     plt.show()
 
 
