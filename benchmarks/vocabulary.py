@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from bert_course.config import BertConfig
-from bert_course.pretraining import Recipe, pretrain, raw_documents, split_sentences
+from bert_course.pretraining import Recipe, pretrain
+from bert_course.shards import raw_documents, split_sentences
 from bert_course.wordpiece import train_wordpiece
 
 PHASES = ((0.4, 32, 0.2, 1024), (0.6, 64, 0.2, 2048))
@@ -29,7 +30,9 @@ def word_loss(model, tokenizer, sentences) -> tuple[float, float]:
     dice = random.Random(0)
     losses, right = [], []
     for sentence in sentences:
-        words = sentence.split()
+        words = [word for word in sentence.split() if tokenizer.encode(word)]
+        if not words:
+            continue
         hidden = {i for i in range(len(words)) if dice.random() < 0.15} or {dice.randrange(len(words))}
         pieces = [(i, piece) for i, word in enumerate(words) for piece in tokenizer.encode(word)]
         ids = [tokenizer.cls_id, *(tokenizer.mask_id if i in hidden else p for i, p in pieces), tokenizer.sep_id]

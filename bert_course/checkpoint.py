@@ -97,7 +97,7 @@ def find(name: str | Path) -> Path:
     except Exception as error:
         raise FileNotFoundError(
             f"'{name}' is neither a folder here nor could it be fetched from the Hub ({type(error).__name__}: {error}). "
-            "Check the network, or set BERT_COURSE_SOURCE=embedded to use the course's own checkpoint."
+            "Check the name and the network."
         ) from error
 
 

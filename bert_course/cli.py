@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int)
     command.add_argument("--no-warm-start", dest="warm_start", action="store_false", default=None,
                          help="start from noise, not from counts of neighbours")
-    command.add_argument("--device", default="cpu")
     command.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard too, to --output")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, with its settings "
                                                                "where no others are given")
@@ -160,6 +159,7 @@ def phases(text: str) -> tuple[tuple[float, int, float, int], ...]:
 def pretrain(args: argparse.Namespace) -> int:
     from itertools import islice
 
+    from bert_course import lesson
     from bert_course.baselines import objectives, rnn
     from bert_course.checkpoint import find
     from bert_course.config import BertConfig
@@ -177,7 +177,7 @@ def pretrain(args: argparse.Namespace) -> int:
             raise ValueError("skipgram takes its budget as --tokens, and cannot be resumed.")
         refuse("skipgram", "it has a recipe of its own, and runs on the CPU",
                {"--phases": args.phases is not None, "--dropout": args.dropout is not None,
-                "--no-warm-start": args.warm_start is False, f"--device {args.device}": args.device != "cpu",
+                "--no-warm-start": args.warm_start is False,
                 "--masking": args.masking is not None, "--whole-words": args.whole_words is not None,
                 "--cache": args.cache is not None, "--tensorboard": args.tensorboard, "--model": args.model is not None})
     if args.resume:
@@ -213,7 +213,7 @@ def pretrain(args: argparse.Namespace) -> int:
     objective = objectives()[settings.pop("objective", "mlm+nsp")]
     if objective.name in ("recurrent", "bilm"):
         config = rnn.sized(objective.model, config, size)
-    where = {"device": args.device, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard}
+    where = {"device": lesson.device().type, "resume": args.resume, "cache": args.cache, "tensorboard": args.tensorboard}
     pretrain(args.corpus, args.output, tokenizer, config, Recipe(objective=objective, **settings), start=args.model, **where)
     return 0
 
@@ -226,7 +226,7 @@ def refuse(what: str, why: str, given: dict[str, bool]) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     import json
 
-    from bert_course import data_path
+    from bert_course import data_path, lesson
     from bert_course.checkpoint import find, from_pretrained
     from bert_course.model import BertForPreTraining
     from bert_course.pretraining import evaluate
@@ -244,20 +244,21 @@ def evaluate(args: argparse.Namespace) -> int:
         return 0
     if args.seeds or args.output:
         raise ValueError("--seeds and --output go with --tasks FOLDER.")
-    model = from_pretrained(BertForPreTraining, folder)
+    model = from_pretrained(BertForPreTraining, folder).to(lesson.device())
     scores = evaluate(model, args.corpus or "docstrings", WordPieceTokenizer.from_pretrained(folder))
     print(json.dumps({name: round(value, 4) for name, value in scores.items()}, indent=1))
     return 0
 
 
 def fill_mask(args: argparse.Namespace) -> int:
-    from bert_course import checkpoint, data_path
+    from bert_course import checkpoint, data_path, lesson
     from bert_course.model import BertForMaskedLM
     from bert_course.pretraining import fill_mask
     from bert_course.wordpiece import WordPieceTokenizer
 
     folder = checkpoint.find(args.model or data_path("bert-course-mini"))
-    model, tokenizer = checkpoint.from_pretrained(BertForMaskedLM, folder), WordPieceTokenizer.from_pretrained(folder)
+    model = checkpoint.from_pretrained(BertForMaskedLM, folder).to(lesson.device())
+    tokenizer = WordPieceTokenizer.from_pretrained(folder)
     for guesses in fill_mask(model, tokenizer, args.text):
         print("  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
     return 0

@@ -71,7 +71,7 @@ def torch_checks() -> list[Check]:
         import torch
 
         from bert_course import lesson
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of torch that Windows does not find
         return [Check("device", f"torch cannot be imported: {error}", False, "pip install torch")]
 
     rows = []

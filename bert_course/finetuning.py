@@ -235,10 +235,9 @@ def make_trainer(model, batches: "Batches", measure, optimizers: tuple, settings
         def get_train_dataloader(self):
             return batches
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(self, model, inputs, **_):
             with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                outputs = model(**inputs)
-            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+                return model(**inputs)["loss"]
 
         def save_model(self, output_dir=None, _internal_call=False):
             save(self.model, output_dir)

@@ -235,12 +235,12 @@ def learning_curves(curves: dict[str, Sequence[tuple[float, float, float]]], yla
     plt.show()
 
 
-def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, baseline: tuple[str, float], path=None) -> None:
+def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, baseline: tuple[str, float], path) -> None:
     """Bars side by side, {group: {bar: one value per seed}}: the height is the mean, the whisker from least to greatest.
 
     Args:
         baseline: name and height of a dashed line.
-        path: of a PNG file to write; without it the figure is shown.
+        path: of the PNG file to write.
     """
     figure, axes = plt.subplots(figsize=(8, 3.6))
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
@@ -254,11 +254,8 @@ def grouped_bars(groups: dict[str, dict[str, Sequence[float]]], ylabel: str, bas
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    if path is None:
-        plt.show()
-    else:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-        plt.close(figure)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
 
 
 def stacked_shares(rows: dict[str, dict[str, float]], xlabel: str) -> None:

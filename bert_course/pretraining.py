@@ -268,8 +268,8 @@ def pretrain(
         OSError: if something cannot be read or written. What was there before is unchanged.
     """
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
-    settings = asdict(recipe) | {"objective": objective.name, "corpus": Path(corpus).name if Path(corpus).exists() else corpus}
-    settings = json.loads(json.dumps(settings))  # as they are stored
+    name = Path(corpus).name if Path(corpus).exists() else str(corpus)
+    settings = json.loads(json.dumps(asdict(recipe) | {"objective": objective.name, "corpus": name}))  # as they are stored
     if start:
         config = BertConfig.from_dict(read_json(find(start) / "config.json"))
     check(output, tokenizer, config, recipe, settings, resume, tensorboard)

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from unicodedata import category, combining, normalize
 
-from .files import replacing
+from .files import read_json, replacing
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_CHARS = 100
@@ -233,7 +233,7 @@ class WordPieceTokenizer:
             ValueError: see from_file; or the folder asks for what only other BERT tokenizers do.
         """
         path = Path(folder, "tokenizer_config.json")
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        config = read_json(path) if path.exists() else {}
         lowercase = config.get("do_lower_case", True)
         for key, values in {"strip_accents": (None, lowercase), "tokenize_chinese_chars": (True,)}.items():
             if config.get(key, values[0]) not in values:

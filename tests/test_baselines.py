@@ -144,25 +144,6 @@ def test_the_next_token_loss_is_the_mean_over_positions(model_class, tokenizer):
     assert_close(model(**ready).loss, torch.stack(losses).mean())
 
 
-def test_generation_repeats_itself_for_a_seed(tokenizer):
-    model = gpt.CausalLM(replace(CONFIG, vocab_size=tokenizer.vocab_size))
-    texts = [gpt.generate(model, tokenizer, "the river", 12, seed=seed) for seed in (0, 0, 1)]
-    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("the river")
-    assert gpt.generate(model, tokenizer, "the river", 12, top=1, seed=0) == gpt.generate(model, tokenizer, "the river", 12, 0)
-
-
-def test_generation_takes_the_most_probable_token_and_no_special_one(tokenizer):
-    model = rnn.RecurrentLM(replace(CONFIG, vocab_size=tokenizer.vocab_size)).eval()
-    with torch.no_grad():
-        model.cls.predictions.bias[:5] = 100.0
-    text = [2, *tokenizer.encode("a bank")]
-    best = 5 + int(model(torch.tensor([text])).logits[0, -1, 5:].argmax())
-    assert tokenizer.encode(gpt.generate(model, tokenizer, "a bank", 1, temperature=0)) == [*text[1:], best]
-    assert "[" not in gpt.generate(model, tokenizer, "a bank", 20)
-    with pytest.raises(ValueError, match="3 tokens and 30 more, but this model has positions for 32"):
-        gpt.generate(model, tokenizer, "a bank", 30)
-
-
 # ---- ELMo and recurrent networks
 
 
@@ -351,15 +332,17 @@ def test_skipgram_says_what_budget_it_wants(capsys):
     assert "skipgram takes its budget as --tokens" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--phases 1:64:0.15:512", "--dropout 0.0", "--no-warm-start", "--device cuda"])
+@pytest.mark.parametrize("option", ["--phases 1:64:0.15:512", "--dropout 0.0", "--no-warm-start", "--tensorboard"])
 def test_skipgram_refuses_what_it_has_no_use_for(capsys, option):
     assert cli.main(["pretrain", "--objective", "skipgram", "--output", "nowhere", "--tokens", "5", *option.split()]) == 1
     assert f"skipgram takes no {option.split()[0]}" in capsys.readouterr().err
 
 
 def test_lstm_biases_do_not_decay():
-    decay, plain = parameter_groups(rnn.RecurrentLM(CONFIG))
-    assert all(p.dim() == 1 for p in plain["params"]) and all(p.dim() == 2 for p in decay["params"])
+    model = rnn.RecurrentLM(CONFIG)
+    spared = {id(p) for p in parameter_groups(model)[1]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in spared}
+    assert any("bias_ih_l0" in name for name in names) and not any("weight" in name for name in names if "LayerNorm" not in name)
 
 
 def test_elmos_weights_of_its_layers_do_not_decay():
@@ -506,7 +489,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
         layers = 1 if run["kind"] == "skipgram" else 2
         assert np.shape(run["senses"]) == (layers, 5) and len(run["wic"]) == layers
         assert 0 <= run["reviews"]["frozen"]["all"] <= 1
-        assert run["gaps"].keys() == {"left", "right", "both"} and all(0 <= share <= 1 for share in run["gaps"].values())
+        assert run["gaps"].keys() == {"left", "right", "both"}
     assert stored["runs"][1]["gaps"]["both"] == stored["runs"][1]["gaps"]["left"]  # GPT sees nothing of what comes after
     assert len(stored["runs"][1]["cloze sentence"]) == 20 and 0 < stored["most frequent word"] < 1
     halves = stored["runs"][2]

@@ -1,6 +1,7 @@
 """`make bench` in small, and the results that are stored."""
 
 import json
+import math
 from pathlib import Path
 from statistics import median
 
@@ -8,10 +9,11 @@ import jsonschema
 import pytest
 import torch
 
-from benchmarks import rounds, run
+from benchmarks import rounds, run, vocabulary
 from bert_course.config import BertConfig
 from bert_course.model import BertForPreTraining
 from bert_course.objectives import pretraining_losses
+from bert_course.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
 
 RESULTS = Path(run.__file__).parent / "results"
 SCHEMA = json.loads((RESULTS / "schema.json").read_text(encoding="utf-8"))
@@ -90,3 +92,14 @@ def test_stored_results_fit_the_schema_and_give_a_table():
         stored = json.loads(path.read_text(encoding="utf-8"))
         jsonschema.validate(stored, SCHEMA)
         assert path.name.startswith(stored["date"]) and "bert_course" in run.table(stored)
+
+
+def test_the_loss_of_a_word_is_that_of_all_its_pieces():
+    """A model that knows nothing has ln V for each piece; here are words of one piece and of three."""
+    tokenizer = WordPieceTokenizer([*SPECIAL_TOKENS, "a", "b", "##b"])
+    model = BertForPreTraining(BertConfig(8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).eval()
+    with torch.no_grad():
+        model.cls.predictions.decoder.weight.zero_()
+    for word, pieces in (("a", 1), ("bbb", 3)):
+        loss, right = vocabulary.word_loss(model, tokenizer, [f"{word} {word}", word, "\x00"])
+        assert loss == pytest.approx(pieces * math.log(8)) and right in (0, 1)

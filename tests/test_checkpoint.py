@@ -346,5 +346,5 @@ def test_loading_from_the_hub_and_then_without_it(hub, tmp_path):
 def test_a_hub_that_is_down_is_said_clearly(tmp_path):
     message = load_from(stand_in.DOWN, tmp_path)
     assert message.startswith(f"'{MODEL}' is neither a folder here nor could it be fetched from the Hub (")
-    assert "Check the network, or set BERT_COURSE_SOURCE=embedded" in message
+    assert "Check the name and the network." in message
     assert not (tmp_path / "loaded").exists()

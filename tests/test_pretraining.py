@@ -746,7 +746,7 @@ def test_evaluation_knows_the_unigram_model(corpus, tokenizer, tmp_path):
     scores = pretraining.evaluate(model, corpus, tokenizer, length=32)
     assert scores["mlm_loss"] == pytest.approx(scores["unigram_loss"], abs=1e-4)
     assert scores["mlm_accuracy"] == pytest.approx(scores["unigram_accuracy"])
-    assert scores["predictions"] > 20 and 0 <= scores["nsp_accuracy"] <= 1
+    assert scores["predictions"] > 20
 
 
 def test_warm_start_knows_frequencies_and_company(tmp_path):

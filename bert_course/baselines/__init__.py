@@ -2,7 +2,7 @@
 
 
 def objectives() -> dict:
-    """All that `pretraining.pretrain` can train, BERT's own objectives first, by name: `pretraining.Objective`."""
+    """All that `pretraining.pretrain` can train, BERT's own objectives first, by name: `objectives.Objective`."""
     from ..objectives import OBJECTIVES
     from . import elmo, gpt, rnn
 

@@ -67,7 +67,7 @@ class CausalForSequenceClassification(nn.Module):
 
 def causal_losses(model: CausalLM, batch: dict) -> dict[str, Tensor]:
     ids = batch["input_ids"]
-    explicit = ids.device.type == "cpu"  # as in `pretraining_losses`
+    explicit = ids.device.type == "cpu"  # as in `fast.pretraining_logits`
     states = model.bert(ids, batch["attention_mask"], output_attentions=explicit).last_hidden_state
     return {"next_loss": scored(model.cls.predictions, states[:, :-1], batch["labels"][:, 1:])}
 
@@ -85,46 +85,3 @@ def sentence_scores(
     ids = torch.tensor(rows, device=next(model.parameters()).device)
     found = model.eval()(ids).logits[:, :-1].log_softmax(-1)
     return found.gather(-1, ids[:, 1:, None])[..., 0].sum(-1).cpu()
-
-
-@torch.no_grad()
-def generate(
-    model: nn.Module,
-    tokenizer: WordPieceTokenizer,
-    text: str = "",
-    tokens: int = 20,
-    temperature: float = 1.0,
-    top: int | None = None,
-    seed: int = 0,
-) -> str:
-    """Go on with `text`, token by token, each drawn from the model's own probabilities; never a special token.
-
-    Args:
-        model: a `CausalLM`, or a `RecurrentLM`.
-        tokens: how many to add.
-        temperature: divides the logits; below 1 the probable gets more probable. 0: always the most probable token.
-        top: draw only from that many most probable tokens.
-        seed: of the draws.
-    Returns:
-        text and continuation, as `WordPieceTokenizer.decode` joins their tokens.
-    Raises:
-        ValueError: if [CLS], text and continuation are more than `max_position_embeddings` of the model's config.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    ids = [tokenizer.cls_id, *tokenizer.encode(text)]
-    if len(ids) + tokens > model.config.max_position_embeddings:
-        longest = model.config.max_position_embeddings
-        raise ValueError(f"{len(ids)} tokens and {tokens} more, but this model has positions for {longest}.")
-    special = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
-    model.eval()
-    for _ in range(tokens):
-        logits = model(torch.tensor([ids], device=device)).logits[0, -1].float().cpu()
-        logits[special] = -torch.inf
-        if temperature == 0:
-            ids.append(int(logits.argmax()))
-            continue
-        best = logits.topk(top or len(logits))
-        chosen = torch.multinomial((best.values / temperature).softmax(-1), 1, generator=generator)
-        ids.append(int(best.indices[chosen]))
-    return tokenizer.decode(ids[1:])

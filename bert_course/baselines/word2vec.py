@@ -61,6 +61,7 @@ def pretrain(
         two tables (V, size), as `load` does.
     Raises:
         FileExistsError: if `output` already holds a checkpoint.
+        ValueError: if the corpus has fewer than two documents.
     """
     output = Path(output)
     if (output / "model.safetensors").exists():
@@ -78,6 +79,8 @@ def pretrain(
                     yield [tokenizer.tokens[i] for i in sentence[:left]]
                     left -= len(sentence)
 
+    if next(iter(Sentences()), None) is None:
+        raise ValueError(f"corpus '{corpus}' is too small: there are not two documents to train on.")
     model = skip_gram(Sentences(), size, epochs=1, seed=seed, rarest=1, learning_rate=learning_rate)
     rows = [tokenizer.vocab[piece] for piece in model.wv.index_to_key]
     tables = torch.zeros(2, tokenizer.vocab_size, size)

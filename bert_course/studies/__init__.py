@@ -7,8 +7,8 @@ from .benchmarks import study_benchmarks
 from .entities import marked, study_entities
 from .features import PARTS, only, study_features
 from .nsp import study_nsp
-from .pairs import across, by_kind, by_lot, segments, study_paraphrases
-from .passages import answer_scores, best_and_margin, excerpts, other_questions, study_passages
+from .pairs import across, by_kind, segments, study_paraphrases
+from .passages import answer_scores, excerpts, other_questions, study_passages
 from .recall import study_recall
 from .recipes import study_recipes
 from .reviews import study_reviews

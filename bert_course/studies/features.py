@@ -34,7 +34,8 @@ def study_features(output: Path, seeds: int, sizes: dict[int, int] | None = None
     reviews = [[row for row in tasks.read("sentiment", path) if row["case"] == "plain"] for path in files[:2]]
     sentences = [tasks.read("entities", path) for path in files[2:]]
     sizes = sizes or {8: 20, 40: 10, DEPTH_SIZE: 6, 800: 3}
-    made_from = fingerprint(checkpoint / "model.safetensors", *files) + f" {sorted(sizes.items())}"
+    rates = {task: finetuning.LEARNING_RATES[task]["pretrained"] for task in HEAD_RATES}
+    made_from = fingerprint(checkpoint / "model.safetensors", *files) + f" {sorted(sizes.items())} {HEAD_RATES} {rates}"
     result = opened(output, made_from)
     done = {(run["seed"], run["data"], run["part"], run["size"]) for run in result["runs"]}
     plan = []
@@ -49,7 +50,7 @@ def study_features(output: Path, seeds: int, sizes: dict[int, int] | None = None
         else:
             task, train, test, epochs = "entities", random.Random(seed).sample(sentences[0], size), sentences[1], 6
         model = only(part, finetuning.start_from(task, checkpoint))
-        rate = HEAD_RATES[task] if part == "head" else finetuning.LEARNING_RATES[task]["pretrained"]
+        rate = HEAD_RATES[task] if part == "head" else rates[task]
         settings = {"epochs": epochs, "learning_rate": rate, "seed": seed}
         finetuning.fine_tune(task, model, tokenizer, train, train[:2], **settings)  # its last epoch is taken, whatever it is
         seconds = round(time.process_time() - started, 1)
