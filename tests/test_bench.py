@@ -97,7 +97,8 @@ def test_stored_results_fit_the_schema_and_give_a_table():
 def test_the_loss_of_a_word_is_that_of_all_its_pieces():
     """A model that knows nothing has ln V for each piece; here are words of one piece and of three."""
     tokenizer = WordPieceTokenizer([*SPECIAL_TOKENS, "a", "b", "##b"])
-    model = BertForPreTraining(BertConfig(8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).eval()
+    config = BertConfig(8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = BertForPreTraining(config).eval()
     with torch.no_grad():
         model.cls.predictions.decoder.weight.zero_()
     for word, pieces in (("a", 1), ("bbb", 3)):
