@@ -165,7 +165,7 @@ def pretrain(args: argparse.Namespace) -> int:
     from bert_course.config import BertConfig
     from bert_course.model import BertForPreTraining
     from bert_course.objectives import OBJECTIVES
-    from bert_course.pretraining import Recipe, pretrain, stored_settings
+    from bert_course.pretraining import Recipe, pretrain, read_state
     from bert_course.shards import raw_documents
     from bert_course.wordpiece import WordPieceTokenizer, train_wordpiece
 
@@ -182,9 +182,8 @@ def pretrain(args: argparse.Namespace) -> int:
                 "--cache": args.cache is not None, "--tensorboard": args.tensorboard, "--model": args.model is not None})
     if args.resume:
         tokenizer = WordPieceTokenizer.from_pretrained(args.output)
-        stored = stored_settings(args.output)
         kept = {field.name for field in fields(Recipe)} - {"steps", "minutes", "tokens"}
-        settings = {name: value for name, value in stored.items() if name in kept} | settings
+        settings = {name: value for name, value in read_state(args.output)["recipe"].items() if name in kept} | settings
     elif args.model:
         refuse("--model", "the checkpoint brings its own",
                {"--preset": args.preset is not None, "--vocab": args.vocab is not None,

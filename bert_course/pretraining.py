@@ -164,19 +164,19 @@ def warm_start(model: nn.Module, tokenizer: WordPieceTokenizer, corpus: str | Pa
                 part.output.dense.weight.copy_(part.self.value.weight.T)
 
 
-def stored_settings(output: str | Path) -> dict:
-    """The settings of the run in `output`: those of its `Recipe`, and the name of its corpus.
+def read_state(folder: str | Path) -> dict:
+    """What `save_state` wrote of the run in `folder`, but for its tensors: "recipe" has the settings.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no run, or the file is damaged.
     """
-    path = Path(output, STATE)
+    path = Path(folder, STATE)
     if not path.exists():
-        raise ValueError(f"{output} holds no run to resume (no {STATE}).")
-    try:
-        return read_json(path)["recipe"]
-    except KeyError as error:
-        raise ValueError(f"{path} is damaged, or by an older version of the course: it has no {error}.") from None
+        raise ValueError(f"{folder} holds no run to resume (no {STATE}).")
+    state = read_json(path)
+    if missing := {"recipe", "tensors", "positions"} - state.keys():
+        raise ValueError(f"{path} is damaged, or by an older version of the course: it has no {', '.join(sorted(missing))}.")
+    return state
 
 
 def check(
@@ -195,12 +195,13 @@ def check(
         except ImportError:
             raise ValueError("TensorBoard is not installed here: pip install tensorboard, or do without.") from None
     if resume:
-        stored = stored_settings(output)
-        for name, before, now in [(name, stored[name], settings[name]) for name in KEPT] + [
-            ("phases", *([phase[:3] for phase in run["phases"]] for run in (stored, settings)))  # batches may become smaller
-        ]:
-            if before != now:
-                raise ValueError(f"{output} holds a run with {name} {before}, not {now}; resume with the same.")
+        before, now = (
+            {name: run[name] for name in KEPT} | {"phases": [phase[:3] for phase in run["phases"]]}  # batches may become smaller
+            for run in (read_state(output)["recipe"], settings)
+        )
+        for name in before:
+            if before[name] != now[name]:
+                raise ValueError(f"{output} holds a run with {name} {before[name]}, not {now[name]}; resume with the same.")
     killed = any(output.glob(f"{STATE}.*"))  # while it wrote its first checkpoint: there is nothing to lose
     if not resume and ((output / STATE).exists() or (output / "model.safetensors").exists() and not killed):
         raise FileExistsError(f"{output} already holds a pretraining run or checkpoint; resume it, or choose another folder.")
@@ -270,8 +271,9 @@ def pretrain(
     output, objective, processes = Path(output), recipe.objective, Processes.join(device)
     name = Path(corpus).name if Path(corpus).exists() else str(corpus)
     settings = json.loads(json.dumps(asdict(recipe) | {"objective": objective.name, "corpus": name}))  # as they are stored
-    if start:
-        config = BertConfig.from_dict(read_json(find(start) / "config.json"))
+    if start and not resume:
+        start = find(start)
+        config = BertConfig.from_dict(read_json(start / "config.json"))
     check(output, tokenizer, config, recipe, settings, resume, tensorboard)
     if processes.device.type == "cpu":
         keep_freed_memory()
@@ -516,11 +518,8 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     Raises:
         ValueError: if the files are damaged, do not fit the model, or are those of another number of processes.
     """
-    state = read_json(folder / STATE)
-    try:
-        file, positions = state.pop("tensors"), state.pop("positions")
-    except KeyError as error:
-        raise ValueError(f"{folder / STATE} is damaged, or by an older version of the course: it has no {error}.") from None
+    state = read_state(folder)
+    file, positions = state.pop("tensors"), state.pop("positions")
     if len(positions) != processes.count:
         raise ValueError(f"{folder} was trained by {len(positions)} processes, these are {processes.count}; resume with as many.")
     tensors, parameters = read_tensors(folder / file), dict(model.named_parameters())

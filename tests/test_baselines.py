@@ -332,6 +332,12 @@ def test_skipgram_says_what_budget_it_wants(capsys):
     assert "skipgram takes its budget as --tokens" in capsys.readouterr().err
 
 
+def test_skipgram_says_that_a_corpus_is_too_small(tokenizer, tmp_path):
+    (tmp_path / "one.txt").write_text("The river sings. It is the only document.")
+    with pytest.raises(ValueError, match="is too small: there are not two documents"):
+        word2vec.pretrain(tmp_path / "one.txt", tmp_path / "out", tokenizer, 4, 1000)
+
+
 @pytest.mark.parametrize("option", ["--phases 1:64:0.15:512", "--dropout 0.0", "--no-warm-start", "--tensorboard"])
 def test_skipgram_refuses_what_it_has_no_use_for(capsys, option):
     assert cli.main(["pretrain", "--objective", "skipgram", "--output", "nowhere", "--tokens", "5", *option.split()]) == 1
@@ -340,7 +346,9 @@ def test_skipgram_refuses_what_it_has_no_use_for(capsys, option):
 
 def test_lstm_biases_do_not_decay():
     model = rnn.RecurrentLM(CONFIG)
-    spared = {id(p) for p in parameter_groups(model)[1]["params"]}
+    decay, plain = parameter_groups(model)
+    assert all(p.dim() == 1 for p in plain["params"]) and all(p.dim() == 2 for p in decay["params"])
+    spared = {id(p) for p in plain["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in spared}
     assert any("bias_ih_l0" in name for name in names) and not any("weight" in name for name in names if "LayerNorm" not in name)
 
@@ -489,7 +497,7 @@ def test_the_sibling_study_goes_on_where_it_stopped(corpus, small_questions, tmp
         layers = 1 if run["kind"] == "skipgram" else 2
         assert np.shape(run["senses"]) == (layers, 5) and len(run["wic"]) == layers
         assert 0 <= run["reviews"]["frozen"]["all"] <= 1
-        assert run["gaps"].keys() == {"left", "right", "both"}
+        assert run["gaps"].keys() == {"left", "right", "both"} and all(0 <= share <= 1 for share in run["gaps"].values())
     assert stored["runs"][1]["gaps"]["both"] == stored["runs"][1]["gaps"]["left"]  # GPT sees nothing of what comes after
     assert len(stored["runs"][1]["cloze sentence"]) == 20 and 0 < stored["most frequent word"] < 1
     halves = stored["runs"][2]

@@ -418,7 +418,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus, tokenizer, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
         patch.setattr(Path, "write_text", full_text)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="not saved .*No space left" if name.endswith(".safetensors") else "No space left"):
             run(corpus, tmp_path, tokenizer, steps=8, resume=True)
     assert whole_files(tmp_path) == before
     run(corpus, tmp_path, tokenizer, steps=8, resume=True)
@@ -746,7 +746,7 @@ def test_evaluation_knows_the_unigram_model(corpus, tokenizer, tmp_path):
     scores = pretraining.evaluate(model, corpus, tokenizer, length=32)
     assert scores["mlm_loss"] == pytest.approx(scores["unigram_loss"], abs=1e-4)
     assert scores["mlm_accuracy"] == pytest.approx(scores["unigram_accuracy"])
-    assert scores["predictions"] > 20
+    assert scores["predictions"] > 20 and 0 <= scores["nsp_accuracy"] <= 1
 
 
 def test_warm_start_knows_frequencies_and_company(tmp_path):
