@@ -201,7 +201,7 @@ def pretraining_curve(log: list[dict], unigram: float) -> None:
     axes.plot(tokens, loss, color=COLOURS[5], linewidth=0.6, label="as logged")
     axes.plot(tokens[len(tokens) - len(smooth) :], smooth, color=COLOURS[0], linewidth=2, label=f"mean of {window}")
     axes.axhline(unigram, color=COLOURS[1], linestyle="--", label="knowing only how often each piece occurs")
-    axes.set(xlabel="tokens read (millions)", ylabel="masked language model loss (nats)", ylim=(3, 9))
+    axes.set(xlabel="tokens read (millions)", ylabel="masked language model loss (nats)", ylim=(2.5, 9))
     axes.legend(frameon=False)
     plt.show()
 
