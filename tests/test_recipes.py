@@ -15,7 +15,7 @@ def test_a_stopped_study_goes_on_and_the_best_recipe_comes_first(tmp_path, monke
     monkeypatch.setattr(recipes.BertConfig, "preset", lambda name, **changes: config)
     phases = ((1.0, 32, 0.15, 256),)
     monkeypatch.setattr(recipes, "RECIPES", {
-        recipes.AS_SHIPPED: {"phases": phases, "warm_start": False},
+        recipes.FIRST_RUN: {"phases": phases, "warm_start": False},
         "all zero": {"phases": phases, "warm_start": False, "learning_rate": 0.0},
     })
     corpus, output = tmp_path / "text.txt", tmp_path / "recipes.json"
@@ -26,16 +26,16 @@ def test_a_stopped_study_goes_on_and_the_best_recipe_comes_first(tmp_path, monke
     recipes.study_recipes(output, 1, corpus, tokens=4000)
     result = recipes.study_recipes(output, 2, corpus, tokens=4000)
     assert trained == [0, 0, 1] and [run["seed"] for run in result["runs"]] == trained
-    as_shipped, zero = ([run["mlm_loss"] for run in result["runs"] if run["recipe"] == name] for name in recipes.RECIPES)
-    assert max(as_shipped) < zero[0] - 0.1 and zero[0] > 8.9  # ln 8192 = 9.01: it has learned nothing
+    first_run, zero = ([run["mlm_loss"] for run in result["runs"] if run["recipe"] == name] for name in recipes.RECIPES)
+    assert max(first_run) < zero[0] - 0.1 and zero[0] > 8.9  # ln 8192 = 9.01: it has learned nothing
     first, second = recipes.table(result).splitlines()[2:]
-    assert first.startswith(f"| {recipes.AS_SHIPPED} | {sum(as_shipped) / 2:.2f} ({min(as_shipped):.2f}–{max(as_shipped):.2f}) |")
+    assert first.startswith(f"| {recipes.FIRST_RUN} | {sum(first_run) / 2:.2f} ({min(first_run):.2f}–{max(first_run):.2f}) |")
     assert second.startswith(f"| all zero | {zero[0]:.2f} |")
     with pytest.raises(ValueError, match="recipes.json was made with another checkpoint, data or settings"):
         recipes.study_recipes(output, 1, corpus, tokens=4001)
 
 
-def test_each_recipe_differs_from_what_was_shipped():
+def test_each_recipe_differs_from_what_wfirst_run():
     made = [Recipe(tokens=1, **changes) for changes in recipes.RECIPES.values()]
     assert all(made.count(recipe) == 1 for recipe in made) and made[0] == Recipe(tokens=1)
 

@@ -1,4 +1,4 @@
-"""The recipe of the checkpoint, one part changed at a time, on a small part of its budget."""
+"""The recipe of the checkpoint's first run, one part changed at a time, on a small part of its budget."""
 
 import hashlib
 import random
@@ -19,10 +19,10 @@ from ..shards import tokenized_chunks
 from ..wordpiece import WordPieceTokenizer
 from .store import markdown, mean_and_range, opened, store
 
-AS_SHIPPED = "as shipped"
+FIRST_RUN = "as in the first run"
 PHASES = Recipe(steps=1).phases
 RECIPES = {  # what differs from `Recipe`
-    AS_SHIPPED: {},
+    FIRST_RUN: {},
     "learning rate 5e-4": {"learning_rate": 5e-4},
     "learning rate 2e-3": {"learning_rate": 2e-3},
     "Adam's β₂ 0.999": {"betas": (0.9, 0.999)},
@@ -53,7 +53,7 @@ def study_recipes(output: Path, seeds: int, corpus: str | Path = "docstrings", t
     defaults = {field.name: field.default for field in fields(Recipe)}
     result = opened(output, f"{asked} {tokens} tokens {defaults} {RECIPES}")
     done = {(run["recipe"], run["seed"]) for run in result["runs"]}
-    plan = [(name, 0) for name in RECIPES] + [(AS_SHIPPED, seed) for seed in range(1, seeds)]
+    plan = [(name, 0) for name in RECIPES] + [(FIRST_RUN, seed) for seed in range(1, seeds)]
     with tempfile.TemporaryDirectory() as folder:
         for name, seed in tqdm([run for run in plan if run not in done], unit="run"):
             started = time.perf_counter()
