@@ -35,7 +35,7 @@ def test_a_stopped_study_goes_on_and_the_best_recipe_comes_first(tmp_path, monke
         recipes.study_recipes(output, 1, corpus, tokens=4001)
 
 
-def test_each_recipe_differs_from_what_wfirst_run():
+def test_each_recipe_differs_from_that_of_the_first_run():
     made = [Recipe(tokens=1, **changes) for changes in recipes.RECIPES.values()]
     assert all(made.count(recipe) == 1 for recipe in made) and made[0] == Recipe(tokens=1)
 
