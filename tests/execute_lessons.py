@@ -18,7 +18,7 @@ PEAK_UNITS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20
 
 def execute(path: Path) -> None:
     lesson = nbformat.read(path, as_version=4)
-    client = NotebookClient(lesson, timeout=600, kernel_name="python3", record_timing=False,
+    client = NotebookClient(lesson, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(path.parent)}})
     start = time.perf_counter()
     with client.setup_kernel():
