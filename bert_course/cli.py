@@ -98,10 +98,11 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=predict)
 
     command = commands.add_parser("study", help="the runs behind a table of lessons 01 to 04 (siblings), 01 (recall), "
-                                                    "02 (word2vec), 10 (nsp), 12 (reviews), 13 (paraphrases), "
-                                                    "14 (entities), 15 (passages) or 16 (features), or of "
-                                                    "the checkpoint's card (recipes)")
-    names = ["entities", "features", "nsp", "paraphrases", "passages", "recall", "recipes", "reviews", "siblings", "word2vec"]
+                                                    "02 (word2vec), 10 (nsp), 11 (plateau), 12 (reviews), "
+                                                    "13 (paraphrases), 14 (entities), 15 (passages) or 16 "
+                                                    "(features), or of the checkpoint's card (recipes)")
+    names = ["entities", "features", "nsp", "paraphrases", "passages", "plateau", "recall", "recipes", "reviews", "siblings",
+             "word2vec"]
     command.add_argument("name", choices=names)
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--output", type=Path, help="goes on where it stopped; default: data/studies/NAME.json")

@@ -9,6 +9,7 @@ from .features import PARTS, only, study_features
 from .nsp import study_nsp
 from .pairs import across, by_kind, segments, study_paraphrases
 from .passages import answer_scores, excerpts, other_questions, study_passages
+from .plateau import study_plateau
 from .recall import study_recall
 from .recipes import study_recipes
 from .reviews import study_reviews
