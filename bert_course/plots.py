@@ -30,7 +30,7 @@ def line_panels(x, panels: dict[str, dict], xlabel: str, xscale: str = "linear",
         if len(x) <= 8:
             axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
             axis.minorticks_off()
-    axes[0, 0].legend(edgecolor="none", framealpha=0.9)  # no line runs through it
+    axes[0, 0].legend(edgecolor="none", framealpha=1)  # no line runs through it
     plt.show()
 
 
@@ -199,7 +199,8 @@ def pretraining_curve(log: list[dict], unigram: float) -> None:
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
     figure, axes = plt.subplots(figsize=(7, 3.6))
     axes.plot(tokens, loss, color=COLOURS[5], linewidth=0.6, label="as logged")
-    axes.plot(tokens[len(tokens) - len(smooth) :], smooth, color=COLOURS[0], linewidth=2, label=f"mean of {window}")
+    middle = tokens[window // 2 :][: len(smooth)]
+    axes.plot(middle, smooth, color=COLOURS[0], linewidth=2, label=f"mean of {window} log entries")
     axes.axhline(unigram, color=COLOURS[1], linestyle="--", label="knowing only how often each piece occurs")
     axes.set(xlabel="tokens read (millions)", ylabel="masked language model loss (nats)", ylim=(2.5, 9))
     axes.legend(frameon=False)
