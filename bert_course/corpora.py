@@ -61,6 +61,11 @@ def documents(source: str | Path = "docstrings") -> Iterator[list[str]]:
                 streams.append(stream)
 
 
+def write(documents: Iterable[list[str]], path: Path) -> None:
+    """A text file that `documents` reads back."""
+    path.write_text("\n\n".join("\n".join(document) for document in documents), encoding="utf-8")
+
+
 def fingerprint(source: str | Path) -> list:
     """What changes when the text of a source does: versions of the libraries, sizes and times of the files, or the commit."""
     if source == "docstrings":

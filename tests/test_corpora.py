@@ -43,6 +43,11 @@ def test_a_folder_gives_a_document_of_each_file_in_turn(tmp_path):
     assert list(corpora.documents(tmp_path)) == [DOCUMENTS[0], ["Another file."], DOCUMENTS[1]]
 
 
+def test_what_is_written_is_read_back(tmp_path):
+    corpora.write(DOCUMENTS, tmp_path / "again.txt")
+    assert list(corpora.documents(tmp_path / "again.txt")) == DOCUMENTS
+
+
 def test_few_files_of_a_large_folder_are_open_at_once(tmp_path, monkeypatch):
     """And all are read, each in its order."""
     for i in range(50):

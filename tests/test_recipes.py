@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bert_course import data_path, pretraining
+from bert_course import corpora, data_path, pretraining
 from bert_course.config import BertConfig
 from bert_course.pretraining import Recipe
 from bert_course.studies import plateau, recipes
@@ -73,10 +73,10 @@ def test_the_study_of_lesson_11_differs_from_its_recipe_in_one_choice_each():
 
 def test_the_study_of_lesson_11_trains_on_other_documents_than_it_examines(tmp_path, monkeypatch):
     documents = [[f"The cat of house {n} sleeps.", "The dog barks at the cat.", "Nobody sleeps."] for n in range(300)]
-    monkeypatch.setattr(plateau, "corpora", SimpleNamespace(documents=lambda name: documents))
+    monkeypatch.setattr(plateau, "corpora", SimpleNamespace(documents=lambda name: documents, write=corpora.write))
     phases = ((1.0, 32, 0.15, 256),)
     monkeypatch.setattr(plateau, "CHANGES", {name: {"phases": phases, "warm_start": False, "learning_rate": rate}
-                                             for name, rate in ((plateau.AS_IN_LESSON, 3e-3), ("all zero", 0.0))})
+                                             for name, rate in (("as in the lesson", 3e-3), ("all zero", 0.0))})
     read = {"pretrain": set(), "exam": set()}
 
     def noting(name, function):

@@ -36,7 +36,7 @@ def study_nsp(output: Path, seeds: int, steps: int = 1500) -> dict:
         corpus = Path(folder) / "docstrings.txt"
         documents = list(corpora.documents("docstrings"))
         random.Random(0).shuffle(documents)
-        corpus.write_text("\n\n".join("\n".join(document) for document in documents), encoding="utf-8")
+        corpora.write(documents, corpus)
         tokenizer = train_wordpiece((paragraph for document in documents for paragraph in document), 4096)
         plan = [(seed, objective) for seed in range(seeds) for objective in OBJECTIVES]
         for seed, objective in tqdm([run for run in plan if run not in done], unit="run"):

@@ -3,7 +3,6 @@
 import random
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -15,13 +14,12 @@ from ..objectives import pair_batches
 from ..pretraining import Recipe, pretrain
 from ..shards import tokenized_chunks
 from ..wordpiece import WordPieceTokenizer, train_wordpiece
-from .recipes import held_out_scores
+from .recipes import DEFAULTS, held_out_scores
 from .store import fingerprint, opened, store
 
-AS_IN_LESSON = "as in the lesson"
 LESSON = {"phases": ((1.0, 32, 0.3, 2048),), "learning_rate": 3e-3, "warmup": 0.05}
 CHANGES = {
-    AS_IN_LESSON: {},
+    "as in the lesson": {},
     "64 tokens": {"phases": ((1.0, 64, 0.3, 2048),)},
     "128 tokens": {"phases": ((1.0, 128, 0.3, 2048),)},
     "the last third with 64 tokens, 20 % masked": {"phases": ((0.66, 32, 0.3, 2048), (0.34, 64, 0.2, 2048))},
@@ -51,9 +49,8 @@ def study_plateau(output: Path, seeds: int, steps: int = 4000) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.txt" for name in parts}
         for name, part in parts.items():
-            files[name].write_text("\n\n".join("\n".join(document) for document in part), encoding="utf-8")
-        defaults = {field.name: field.default for field in fields(Recipe)}
-        result = opened(output, f"{fingerprint(*files.values())} {steps} steps {defaults} {LESSON} {CHANGES}")
+            corpora.write(part, files[name])
+        result = opened(output, f"{fingerprint(*files.values())} {steps} steps {DEFAULTS} {LESSON} {CHANGES}")
         done = {(run["seed"], run["change"]) for run in result["runs"]}
         exams = [exam(files["held out"], tokenizer, length) for length in LENGTHS]
         plan = [(seed, change) for seed in range(seeds) for change in CHANGES]

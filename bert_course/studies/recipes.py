@@ -20,7 +20,8 @@ from ..wordpiece import WordPieceTokenizer
 from .store import markdown, mean_and_range, opened, store
 
 FIRST_RUN = "as in the first run"
-PHASES = Recipe(steps=1).phases
+DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+PHASES = DEFAULTS["phases"]
 RECIPES = {  # what differs from `Recipe`
     FIRST_RUN: {},
     "learning rate 5e-4": {"learning_rate": 5e-4},
@@ -50,8 +51,7 @@ def study_recipes(output: Path, seeds: int, corpus: str | Path = "docstrings", t
     documents = next(tokenized_chunks(corpus, tokenizer, held_out=True), [])
     batches = [masked_batch(b, tokenizer, 0.15, generator) for b in pair_batches(documents, tokenizer, 128, 8192, rng)[:40]]
     asked = hashlib.sha256(b"".join(batch["labels"].numpy().tobytes() for batch in batches)).hexdigest()[:16]
-    defaults = {field.name: field.default for field in fields(Recipe)}
-    result = opened(output, f"{asked} {tokens} tokens {defaults} {RECIPES}")
+    result = opened(output, f"{asked} {tokens} tokens {DEFAULTS} {RECIPES}")
     done = {(run["recipe"], run["seed"]) for run in result["runs"]}
     plan = [(name, 0) for name in RECIPES] + [(FIRST_RUN, seed) for seed in range(1, seeds)]
     with tempfile.TemporaryDirectory() as folder:

@@ -247,7 +247,7 @@ def sibling_text(corpus: str | Path, tokenizer: WordPieceTokenizer, tokens: int,
         kept.append(document)
         count += sum(map(len, ids))
         if count >= tokens and held_out:
-            path.write_text("\n\n".join("\n".join(document) for document in kept), encoding="utf-8")
+            corpora.write(kept, path)
             return held_out
     raise ValueError(f"corpus '{corpus}' has {count:,} tokens; needed are {tokens:,} and some to measure with.")
 
